@@ -1,0 +1,1 @@
+"""The code that two or more notebooks share."""
