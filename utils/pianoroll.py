@@ -1,0 +1,359 @@
+"""The picture of music: MIDI ↔ piano roll ↔ PNG. Explained in notebooks 01 and 05.
+
+A picture is a `uint8` array `[pitches, steps]`. Row 0 is the lowest pitch, a column is one step of
+the beat grid. Level 0 is silence, 64 a held note, 128 + velocity the column where a note starts.
+"""
+
+import contextlib
+import io
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pretty_midi
+import symusic
+from PIL import Image, PngImagePlugin
+
+SILENCE, HELD, ONSET = 0, 64, 128
+VELOCITY_UNKNOWN = 64  # a tail without a head: the note began before the picture
+VELOCITY_TWO_LEVEL = 100  # black-and-white pictures hold no loudness
+MAX_STEPS = 2**19  # 18 hours of sixteenths at 120 bpm; longer files are damaged
+LOWEST_PITCH_OF_ROWS = {128: 0, 106: 21}  # for pictures that carry no facts of their own
+PLANE_SOUNDING, PLANE_ONSET = 0.5, 0.25  # thresholds of `from_planes`
+
+
+class MusicError(ValueError):
+    """What went wrong with which file and what to do about it, in one line."""
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A size of picture that a model learns: `pitches` rows from `lowest_pitch`, `steps` columns."""
+
+    name: str
+    pitches: int
+    steps: int
+    lowest_pitch: int
+
+
+DIFFUSION = Preset("diffusion", 128, 128, 0)
+GAN = Preset("gan", 106, 300, 21)
+PRESETS = {preset.name: preset for preset in (DIFFUSION, GAN)}
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """A piano roll and its facts.
+
+    `levels` is `uint8 [pitches, steps]`; `tempo_bpm` the tempo at its first column; `start_step`
+    where that column lies in `source`; `tempo_changes` are pairs (step, bpm) further on.
+    """
+
+    levels: np.ndarray
+    lowest_pitch: int = 0
+    steps_per_beat: int = 4
+    tempo_bpm: float = 120.0
+    source: str = ""
+    start_step: int = 0
+    tempo_changes: tuple[tuple[int, float], ...] = ()
+
+    @property
+    def seconds(self) -> float:
+        """How long the picture sounds, in seconds, at its first tempo."""
+        return self.levels.shape[1] / self.steps_per_beat * 60 / self.tempo_bpm
+
+
+# ---------------------------------------------------------------- notes ↔ picture
+
+
+def settle(notes: np.ndarray) -> np.ndarray:
+    """One note per pitch and step: the louder onset stays, and a new onset ends the note before.
+
+    `notes` is int `[N, 4]`: start, length (1 or more), pitch, velocity, in steps and MIDI numbers.
+    Returns the same, ordered by pitch and start.
+    """
+    start, length, pitch, velocity = np.asarray(notes, dtype=np.int64).reshape(-1, 4).T
+    key = np.sort(pitch << 47 | start << 27 | velocity << 20 | length)  # one key, one fast sort
+    onset = key >> 27
+    key = key[np.append(onset[1:] != onset[:-1], True)[: len(key)]]
+    pitch, start, velocity, length = key >> 47, key >> 27 & 0xFFFFF, key >> 20 & 0x7F, key & 0xFFFFF
+    until_next = np.where(pitch[1:] == pitch[:-1], start[1:] - start[:-1], MAX_STEPS)
+    length[:-1] = np.minimum(length[:-1], until_next)
+    return np.stack([start, length, pitch, velocity], axis=1).astype(np.int32)
+
+
+def paint(notes: np.ndarray, pitches: int, steps: int, lowest_pitch: int = 0) -> np.ndarray:
+    """Notes `[N, 4]` as levels, `uint8 [pitches, steps]`. What lies outside is left out."""
+    levels = np.zeros(pitches * steps, dtype=np.uint8)
+    start, length, pitch, velocity = settle(notes).T.astype(np.int64)
+    row = pitch - lowest_pitch
+    inside = (row >= 0) & (row < pitches) & (start < steps)
+    start, row, velocity = start[inside], row[inside], velocity[inside]
+    head = row * steps + start
+    length = np.minimum(length[inside], steps - start)
+    total = np.cumsum(length)
+    for part in np.split(np.arange(len(head)), np.flatnonzero(np.diff(total >> 22)) + 1):
+        offset = np.arange(length[part].sum()) - np.repeat(total[part] - length[part], length[part])
+        offset += total[part[0]] - length[part[0]] if len(part) else 0
+        levels[np.repeat(head[part], length[part]) + offset] = HELD
+    levels[head] = ONSET + velocity
+    return levels.reshape(pitches, steps)
+
+
+def snap_levels(gray: np.ndarray) -> np.ndarray:
+    """Any gray picture as the picture format: below 32 silence, from 97 on an onset, else held."""
+    gray = np.asarray(gray)
+    return np.where(gray < 32, SILENCE, np.where(gray < 97, HELD, np.maximum(gray, ONSET + 1)))\
+        .astype(np.uint8)
+
+
+def notes_of(picture: Picture) -> np.ndarray:
+    """The notes in a picture, int32 `[N, 4]`: start, length, pitch, velocity; by pitch and start.
+
+    A held run without a head decodes as a note with velocity 64.
+    """
+    levels = snap_levels(picture.levels)
+    sounding = np.pad(levels != SILENCE, ((0, 0), (1, 1)))
+    head = levels > HELD
+    starts = head | (sounding[:, 1:-1] & ~sounding[:, :-2])
+    row, start = np.nonzero(starts)
+    ends = np.pad(starts, ((0, 0), (0, 1))) | ~sounding[:, 1:]  # a note lasts until one of these
+    ends_flat = np.flatnonzero(ends)
+    width = ends.shape[1]
+    end = ends_flat[np.searchsorted(ends_flat, row * width + start, side="right")] - row * width
+    level = levels[row, start].astype(np.int32)
+    velocity = np.where(level > HELD, level - ONSET, VELOCITY_UNKNOWN)
+    return np.stack([start, end - start, row + picture.lowest_pitch, velocity], 1).astype(np.int32)
+
+
+# ---------------------------------------------------------------- MIDI → picture
+
+
+def read_midi(path: str | Path, steps_per_beat: int = 4, pedal: bool = False) -> Picture:
+    """A whole MIDI file as one picture of 128 rows, on the file's own beat grid, without drums.
+
+    `pedal=True` lets notes ring while the sustain pedal is down. Raises `MusicError` for a file
+    that is not MIDI, is damaged, or has no notes.
+    """
+    path = Path(path)
+    score = _parse(path)
+    per_step = score.ticks_per_quarter / steps_per_beat
+    ticks = np.concatenate([_track_notes(t, pedal) for t in score.tracks if not t.is_drum]
+                           or [np.zeros((0, 4), dtype=np.int64)])
+    ticks = ticks[(ticks[:, 3] > 0) & (ticks[:, 0] >= 0)]
+    if not len(ticks):
+        raise MusicError(f"{path}: no notes (drums are left out); choose another file")
+    start = np.floor(ticks[:, 0] / per_step + 0.5).astype(np.int64)
+    end = np.minimum(np.floor(ticks[:, 1] / per_step + 0.5).astype(np.int64), MAX_STEPS)
+    if start.max() >= MAX_STEPS:
+        raise MusicError(f"{path}: a note at step {start.max():,}, past the limit of {MAX_STEPS:,};"
+                         " the file is damaged, leave it out")
+    notes = np.stack([start, np.maximum(end - start, 1), ticks[:, 2], ticks[:, 3]], axis=1)
+    levels = paint(notes, 128, int((start + notes[:, 1]).max()))
+    changes = _tempo_changes(score, per_step)
+    tempo_bpm = next((bpm for step, bpm in reversed(changes) if step <= 0), 120.0)
+    return Picture(levels, 0, steps_per_beat, tempo_bpm, path.name, 0,
+                   tuple((step, bpm) for step, bpm in changes if step > 0))
+
+
+def _parse(path: Path) -> symusic.Score:
+    """The file through symusic, or, where that fails, through pretty_midi."""
+    if not path.is_file():
+        raise MusicError(f"{path}: no such file; check the path")
+    data = path.read_bytes()
+    if not data.startswith((b"MThd", b"RIFF")):
+        raise MusicError(f"{path}: not a MIDI file (it does not begin with 'MThd'); leave it out")
+    try:
+        score = symusic.Score.from_midi(data)
+    except Exception as first:  # the two parsers raise many kinds
+        try:
+            again = io.BytesIO()
+            pretty_midi.PrettyMIDI(io.BytesIO(data)).write(again)
+            score = symusic.Score.from_midi(again.getvalue())
+        except Exception:
+            reason = " ".join(str(first).split())[:120]
+            raise MusicError(f"{path}: damaged MIDI ({reason}); download it again, or leave it out"
+                             ) from None
+    if score.ticks_per_quarter <= 0:
+        raise MusicError(f"{path}: its header gives no ticks per beat; leave it out")
+    return score
+
+
+def _track_notes(track: symusic.Track, pedal: bool) -> np.ndarray:
+    """A track's notes, int64 `[N, 4]`: start tick, end tick, pitch, velocity.
+
+    Where notes of one pitch overlap, symusic pairs the first note-on with the first note-off. On a
+    piano the first note-off lifts the key, and pretty_midi reads it so too: so do we. A note that
+    is released in the tick where it is struck stays (pretty_midi loses it).
+    """
+    notes = {name: values.astype(np.int64) for name, values in track.notes.numpy().items()}
+    start, pitch = notes["time"], notes["pitch"]
+    end = start + np.maximum(notes["duration"], 0)
+    offs = np.sort(pitch << 40 | end)
+    first_off = offs[np.minimum(np.searchsorted(offs, pitch << 40 | start, "right"), len(offs) - 1)
+                     ] - (pitch << 40) if len(offs) else end
+    end = np.where(first_off > start, np.minimum(end, first_off), end)
+    if pedal and len(track.pedals):
+        down = track.pedals.numpy()
+        last = np.searchsorted(down["time"], end, side="right") - 1
+        up = (down["time"] + down["duration"])[np.maximum(last, 0)]
+        end = np.where(last >= 0, np.maximum(end, up), end)
+    return np.stack([start, end, pitch, notes["velocity"]], axis=1)
+
+
+def _tempo_changes(score: symusic.Score, ticks_per_step: float) -> list[tuple[int, float]]:
+    """(step, bpm) in order; a tempo that no metronome has (under 4, over 1,000) is left out."""
+    tempos = score.tempos.numpy()
+    steps = np.floor(tempos["time"] / ticks_per_step + 0.5).astype(np.int64)
+    return sorted((int(step), 60e6 / int(mspq)) for step, mspq in zip(steps, tempos["mspq"],
+                  strict=True) if 60_000 <= mspq <= 15_000_000)
+
+
+def windows(picture: Picture, preset: Preset, min_notes: int = 1) -> list[Picture]:
+    """Cut a piece into pictures of the preset's size, side by side; the last is padded.
+
+    Windows with fewer than `min_notes` onsets are left out, so a long silence costs nothing.
+    """
+    low, high = preset.lowest_pitch - picture.lowest_pitch, 0
+    rows = picture.levels[max(low, 0) : low + preset.pitches]
+    high = preset.pitches - max(-low, 0) - len(rows)
+    count = -(-rows.shape[1] // preset.steps)
+    padding = ((max(-low, 0), max(high, 0)), (0, count * preset.steps - rows.shape[1]))
+    cut = np.pad(rows, padding).reshape(preset.pitches, count, preset.steps).swapaxes(0, 1)
+    kept = np.flatnonzero((cut > HELD).sum(axis=(1, 2)) >= min_notes)
+    return [replace(picture, levels=cut[i].copy(), lowest_pitch=preset.lowest_pitch,
+                    start_step=picture.start_step + int(i) * preset.steps, tempo_changes=(),
+                    tempo_bpm=tempo_at(picture, int(i) * preset.steps)) for i in kept]
+
+
+def tempo_at(picture: Picture, step: int) -> float:
+    """The tempo in beats a minute at a column of the picture."""
+    return next((bpm for at, bpm in reversed(picture.tempo_changes) if at <= step),
+                picture.tempo_bpm)
+
+
+# ---------------------------------------------------------------- picture → MIDI
+
+
+def to_midi(picture: Picture, program: int = 0) -> pretty_midi.PrettyMIDI:
+    """A picture as MIDI: one track, the picture's tempo, every note exactly on the grid."""
+    step_s = 60 / picture.tempo_bpm / picture.steps_per_beat
+    resolution = picture.steps_per_beat * max(1, 480 // picture.steps_per_beat)
+    midi = pretty_midi.PrettyMIDI(resolution=resolution, initial_tempo=picture.tempo_bpm)
+    instrument = pretty_midi.Instrument(program=program, name="piano roll")
+    instrument.notes = [
+        pretty_midi.Note(velocity, pitch, start * step_s, (start + length) * step_s)
+        for start, length, pitch, velocity in notes_of(picture).tolist()]
+    midi.instruments.append(instrument)
+    return midi
+
+
+def save_midi(picture: Picture, path: str | Path) -> Path:
+    """Write `to_midi(picture)`, whole or not at all. Raises `MusicError` for a silent picture."""
+    midi = to_midi(picture)
+    if not midi.instruments[0].notes:
+        raise MusicError(f"{path}: the picture is silent, so there is no MIDI to write")
+    with atomic(path) as temporary:
+        midi.write(str(temporary))
+    return Path(path)
+
+
+# ---------------------------------------------------------------- picture ↔ PNG
+
+
+def save_png(picture: Picture, path: str | Path) -> Path:
+    """Write a gray 8-bit PNG whose text chunks carry the picture's facts."""
+    facts = PngImagePlugin.PngInfo()
+    for name in ("lowest_pitch", "steps_per_beat", "tempo_bpm", "source", "start_step"):
+        facts.add_text(name, str(getattr(picture, name)))
+    with atomic(path) as temporary:
+        Image.fromarray(picture.levels, mode="L").save(temporary, "PNG", pnginfo=facts)
+    return Path(path)
+
+
+def load_png(path: str | Path) -> Picture:
+    """Read a picture. One without facts has 128 rows from pitch 0 or 106 from pitch 21.
+
+    Black and white (two levels, no facts): each run of lit pixels is one note, velocity 100.
+    Raises `MusicError` for what is no picture of music.
+    """
+    path = Path(path)
+    wrong = "is not a picture of music; give 128 or 106 gray rows, or one that notebook 01 made"
+    try:
+        with Image.open(path) as image:
+            facts = dict(getattr(image, "text", {}))
+            if image.width > MAX_STEPS or image.height > 128:
+                raise MusicError(f"{path}: {image.width}×{image.height} pixels: {wrong}")
+            color = np.asarray(image.convert("RGB"))
+            levels = np.asarray(image.convert("L"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        if isinstance(error, MusicError):
+            raise
+        raise MusicError(f"{path}: cannot be read as a PNG; make it again, or leave it out") from None
+    if "lowest_pitch" in facts and "steps_per_beat" in facts:
+        return _with_facts(path, levels, facts)
+    if len(levels) not in LOWEST_PITCH_OF_ROWS or (color != levels[..., None]).any():
+        raise MusicError(f"{path}: {levels.shape[1]}×{len(levels)} pixels, no facts: {wrong}")
+    if np.mean(levels >= 32) > 0.5:
+        raise MusicError(f"{path}: most of it would sound at once: {wrong}")
+    lit = levels > 0
+    if len(np.unique(levels)) <= 2:  # two levels: light the first column of each run
+        first = lit & ~np.pad(lit, ((0, 0), (1, 0)))[:, :-1]
+        levels = np.where(first, ONSET + VELOCITY_TWO_LEVEL, lit * HELD).astype(np.uint8)
+    return Picture(levels, LOWEST_PITCH_OF_ROWS[len(levels)], source=path.name)
+
+
+def _with_facts(path: Path, levels: np.ndarray, facts: dict[str, str]) -> Picture:
+    try:
+        picture = Picture(levels, int(facts["lowest_pitch"]), int(facts["steps_per_beat"]),
+                          float(facts.get("tempo_bpm", 120)), facts.get("source", path.name),
+                          int(facts.get("start_step", 0)))
+    except ValueError:
+        raise MusicError(f"{path}: its text chunks are damaged; make the picture again") from None
+    sane = (0 <= picture.lowest_pitch <= 128 - len(levels) and 1 <= picture.steps_per_beat <= 480
+            and 4 <= picture.tempo_bpm <= 1000)
+    if not sane:
+        raise MusicError(f"{path}: its text chunks are out of range; make the picture again")
+    return picture
+
+
+# ---------------------------------------------------------------- picture ↔ what a network sees
+
+
+def to_planes(levels: np.ndarray) -> np.ndarray:
+    """Levels `[..., pitches, steps]` as float32 `[..., 2, pitches, steps]` in 0…1.
+
+    Plane 0 is 1 where a note sounds. Plane 1 is (128 + velocity) / 255 at an onset, else 0.
+    """
+    onset = np.where(levels > HELD, levels, 0) / np.float32(255)
+    return np.stack([(levels > 0).astype(np.float32), onset.astype(np.float32)], axis=-3)
+
+
+def from_planes(planes: np.ndarray) -> np.ndarray:
+    """The exact inverse of `to_planes`; in-between values go to the nearer side."""
+    sounding, onset = np.moveaxis(np.asarray(planes), -3, 0)
+    head = np.clip(np.rint(onset * 255), ONSET + 1, 255)
+    return np.where(onset > PLANE_ONSET, head, np.where(sounding > PLANE_SOUNDING, HELD, SILENCE)
+                    ).astype(np.uint8)
+
+
+# ---------------------------------------------------------------- files
+
+
+@contextlib.contextmanager
+def atomic(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; rename it on success, remove it on any failure."""
+    path = Path(path)
+    temporary = path.with_name(f".{os.getpid()}-{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        temporary.replace(path)
+    except OSError as error:
+        remedy = "free some disk space, or choose another run_dir"
+        raise MusicError(f"{path}: cannot be written ({error.strerror or error}); {remedy}") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
