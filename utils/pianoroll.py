@@ -4,10 +4,7 @@ A picture is a `uint8` array `[pitches, steps]`. Row 0 is the lowest pitch, a co
 the beat grid. Level 0 is silence, 64 a held note, 128 + velocity the column where a note starts.
 """
 
-import contextlib
 import io
-import os
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,6 +12,8 @@ import numpy as np
 import pretty_midi
 import symusic
 from PIL import Image, PngImagePlugin
+
+from utils.files import MusicError, atomic
 
 SILENCE, HELD, ONSET = 0, 64, 128
 VELOCITY_UNKNOWN = 64  # a tail without a head: the note began before the picture
@@ -24,13 +23,9 @@ LOWEST_PITCH_OF_ROWS = {128: 0, 106: 21}  # for pictures that carry no facts of 
 PLANE_SOUNDING, PLANE_ONSET = 0.5, 0.25  # thresholds of `from_planes`
 
 
-class MusicError(ValueError):
-    """What went wrong with which file and what to do about it, in one line."""
-
-
 @dataclass(frozen=True)
 class Preset:
-    """A size of picture that a model learns: `pitches` rows from `lowest_pitch`, `steps` columns."""
+    """A size of picture that a model learns: rows from `lowest_pitch` up, columns."""
 
     name: str
     pitches: int
@@ -105,8 +100,8 @@ def paint(notes: np.ndarray, pitches: int, steps: int, lowest_pitch: int = 0) ->
 def snap_levels(gray: np.ndarray) -> np.ndarray:
     """Any gray picture as the picture format: below 32 silence, from 97 on an onset, else held."""
     gray = np.asarray(gray)
-    return np.where(gray < 32, SILENCE, np.where(gray < 97, HELD, np.maximum(gray, ONSET + 1)))\
-        .astype(np.uint8)
+    levels = np.where(gray < 97, HELD, np.maximum(gray, ONSET + 1))
+    return np.where(gray < 32, SILENCE, levels).astype(np.uint8)
 
 
 def notes_of(picture: Picture) -> np.ndarray:
@@ -216,7 +211,7 @@ def windows(picture: Picture, preset: Preset, min_notes: int = 1) -> list[Pictur
 
     Windows with fewer than `min_notes` onsets are left out, so a long silence costs nothing.
     """
-    low, high = preset.lowest_pitch - picture.lowest_pitch, 0
+    low = preset.lowest_pitch - picture.lowest_pitch
     rows = picture.levels[max(low, 0) : low + preset.pitches]
     high = preset.pitches - max(-low, 0) - len(rows)
     count = -(-rows.shape[1] // preset.steps)
@@ -291,7 +286,8 @@ def load_png(path: str | Path) -> Picture:
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         if isinstance(error, MusicError):
             raise
-        raise MusicError(f"{path}: cannot be read as a PNG; make it again, or leave it out") from None
+        raise MusicError(f"{path}: cannot be read as a PNG; make it again, or leave it out"
+                         ) from None
     if "lowest_pitch" in facts and "steps_per_beat" in facts:
         return _with_facts(path, levels, facts)
     if len(levels) not in LOWEST_PITCH_OF_ROWS or (color != levels[..., None]).any():
@@ -337,23 +333,3 @@ def from_planes(planes: np.ndarray) -> np.ndarray:
     head = np.clip(np.rint(onset * 255), ONSET + 1, 255)
     return np.where(onset > PLANE_ONSET, head, np.where(sounding > PLANE_SOUNDING, HELD, SILENCE)
                     ).astype(np.uint8)
-
-
-# ---------------------------------------------------------------- files
-
-
-@contextlib.contextmanager
-def atomic(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; rename it on success, remove it on any failure."""
-    path = Path(path)
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        temporary.replace(path)
-    except OSError as error:
-        remedy = "free some disk space, or choose another run_dir"
-        raise MusicError(f"{path}: cannot be written ({error.strerror or error}); {remedy}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
