@@ -10,7 +10,7 @@ from pathlib import Path
 
 import joblib
 import numpy as np
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from utils import pianoroll
 from utils.files import MusicError, write_json, write_table
