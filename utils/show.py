@@ -1,0 +1,198 @@
+"""Look at pictures of music and hear them, in a notebook. Used by every notebook.
+
+`look` draws, `listen` plays. Both put small files into the notebook, so it opens offline.
+"""
+
+import base64
+import html
+import io
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import soundfile
+from IPython.display import HTML, Image, display
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from PIL import Image as PILImage
+
+from utils import pianoroll
+from utils.pianoroll import MusicError, Picture
+
+DPI = 72
+MARGIN = 3  # rows left free above and below what sounds
+FEWEST_ROWS = 24  # a lone note is still shown within two octaves
+PLAYER_RATE_HZ = 22_050
+PLAYER_SECONDS = 60  # a longer piece is faded out: a notebook stays small
+
+
+def _colors() -> ListedColormap:
+    """Levels 0…255 as colours: silence near black, held notes dim, onsets bright by velocity."""
+    brightness = np.interp(np.arange(256), [0, 64, 128, 255], [0.03, 0.45, 0.62, 1.0])
+    return ListedColormap(matplotlib.colormaps["magma"](brightness), "piano roll")
+
+
+COLORS = _colors()
+
+
+def as_picture(thing: Picture | np.ndarray) -> Picture:
+    """A `Picture` as it is, and a plain `uint8 [pitches, steps]` array with the usual facts."""
+    if isinstance(thing, Picture):
+        return thing
+    levels = np.asarray(thing)
+    if levels.ndim != 2 or levels.dtype != np.uint8:
+        raise MusicError(f"look and listen take pictures or uint8 arrays [pitches, steps], not "
+                         f"{levels.dtype} {list(levels.shape)}; see pianoroll.from_planes")
+    return Picture(levels, pianoroll.LOWEST_PITCH_OF_ROWS.get(len(levels), 0))
+
+
+def as_pictures(things: Picture | np.ndarray | Sequence) -> list[Picture]:
+    """One picture, a sequence of them, or an array `uint8 [N, pitches, steps]`, as a list."""
+    one = isinstance(things, Picture) or (isinstance(things, np.ndarray) and things.ndim == 2)
+    return [as_picture(thing) for thing in ([things] if one else things)]
+
+
+def one_line(text: object, longest: int = 34) -> str:
+    """A text without line breaks or control characters, cut to `longest` characters."""
+    text = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
+    return text if len(text) <= longest else text[: longest - 1] + "…"
+
+
+def sounding_rows(pictures: Sequence[Picture]) -> tuple[int, int]:
+    """The pitches (from, up to and without) that hold all that sounds, with a margin."""
+    pitches = [p.lowest_pitch + np.flatnonzero(p.levels.any(axis=1)) for p in pictures]
+    pitches = np.concatenate(pitches) if pitches else np.zeros(0)
+    if not len(pitches):
+        return 48, 72
+    low, high = int(pitches.min()) - MARGIN, int(pitches.max()) + MARGIN + 1
+    missing = max(FEWEST_ROWS - (high - low), 0)
+    return max(low - missing // 2, 0), min(high + missing - missing // 2, 128)
+
+
+def pool(levels: np.ndarray, columns: int) -> np.ndarray:
+    """Levels made at most `columns` wide: the brightest of each few steps, so no onset is lost."""
+    factor = -(-levels.shape[1] // columns)
+    padded = np.pad(levels, ((0, 0), (0, -levels.shape[1] % factor)))
+    return padded.reshape(len(levels), -1, factor).max(axis=2)
+
+
+# ---------------------------------------------------------------- look
+
+
+def figure_of(pictures: Picture | np.ndarray | Sequence, titles: str | Sequence[str] | None = None,
+              columns: int = 4, seconds: bool = False, width_inches: float = 11.0) -> Figure:
+    """Draw pictures side by side, `columns` in a row, all with the same pitch axis.
+
+    Low notes are at the bottom and each C is labelled. Time runs in beats, or in seconds at the
+    picture's tempo. `titles` is one text or one for each picture; without it, a picture's source.
+    """
+    pictures = as_pictures(pictures)
+    if not pictures:
+        raise MusicError("no pictures to look at; check the folder they should come from")
+    if titles is None:
+        titles = [Path(picture.source).stem for picture in pictures]
+    titles = [titles] if isinstance(titles, str) else list(titles)
+    columns = min(columns, len(pictures))
+    rows = -(-len(pictures) // columns)
+    low, high = sounding_rows(pictures)
+    row_inches = 2.1 if columns > 1 else 2.8
+    figure = Figure(figsize=(width_inches, row_inches * rows + 0.25), layout="constrained")
+    axes = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
+    octaves = np.arange(-(-low // 12) * 12, high, 12 if high - low <= 84 else 24)
+    for i, (axis, picture) in enumerate(zip(axes, pictures, strict=False)):
+        beats = picture.levels.shape[1] / picture.steps_per_beat
+        right = picture.seconds if seconds else beats
+        levels = pool(picture.levels, int(width_inches / columns * 2 * DPI))
+        bottom = picture.lowest_pitch - 0.5
+        axis.imshow(levels, COLORS, aspect="auto", origin="lower", vmin=0, vmax=255,
+                    interpolation="nearest" if levels.shape[1] < 200 else "antialiased",
+                    extent=(0, right, bottom, bottom + len(levels)))
+        axis.set_facecolor(COLORS(0))
+        axis.set(xlim=(0, right), ylim=(low - 0.5, high - 0.5))
+        axis.set_yticks(octaves, [f"C{pitch // 12 - 1}" for pitch in octaves])
+        steps = [1, 2, 5, 10] if seconds else [1, 2, 4, 8, 10]
+        axis.xaxis.set_major_locator(MaxNLocator(4 if columns > 1 else 8, steps=steps))
+        axis.tick_params(labelsize=8, length=2)
+        axis.grid(axis="both", color="white", alpha=0.13, linewidth=0.6)
+        if i < len(titles) and titles[i]:
+            longest = 110 // columns
+            axis.set_title(one_line(titles[i], longest), fontsize=9, parse_math=False)
+        if i + columns >= len(pictures):
+            axis.set_xlabel("seconds" if seconds else "beats", fontsize=8)
+    for axis in axes[len(pictures):]:
+        axis.set_axis_off()
+    return figure
+
+
+def png_of(figure: Figure) -> bytes:
+    """A figure as a small PNG: 64 colours are enough for pictures of music."""
+    raw, small = io.BytesIO(), io.BytesIO()
+    figure.savefig(raw, format="png", dpi=DPI)
+    image = PILImage.open(raw).convert("RGB").quantize(64, dither=PILImage.Dither.NONE)
+    image.save(small, "PNG", optimize=True)
+    return small.getvalue()
+
+
+def look(pictures: Picture | np.ndarray | Sequence, titles: str | Sequence[str] | None = None,
+         columns: int = 4, seconds: bool = False) -> None:
+    """Show one picture or many in the notebook. For what the arguments mean see `figure_of`."""
+    pictures = as_pictures(pictures)
+    figure = figure_of(pictures, titles, columns, seconds)
+    notes = ", ".join(str(int((p.levels > pianoroll.HELD).sum())) for p in pictures)
+    display(Image(png_of(figure), alt=f"Piano rolls with {notes} notes"))
+
+
+# ---------------------------------------------------------------- listen
+
+
+def mp3_of(wav_path: str | Path, longest_s: float = PLAYER_SECONDS) -> bytes:
+    """A WAV as mono MP3 of 22.05 kHz, about 4 kB a second; past `longest_s` it is faded out."""
+    sound, rate_hz = soundfile.read(wav_path, dtype="float32", always_2d=True)  # [n, channels]
+    sound = sound.mean(axis=1)[: int(longest_s * rate_hz) + 1]
+    if len(sound) > longest_s * rate_hz:
+        fade = rate_hz * 2
+        sound[-fade:] *= np.linspace(1, 0, fade, dtype=np.float32)
+    sound = resample(sound, rate_hz, PLAYER_RATE_HZ)
+    small = io.BytesIO()
+    soundfile.write(small, sound, PLAYER_RATE_HZ, format="MP3", subtype="MPEG_LAYER_III",
+                    bitrate_mode="CONSTANT", compression_level=0.85)
+    return small.getvalue()
+
+
+def resample(sound: np.ndarray, from_hz: int, to_hz: int) -> np.ndarray:
+    """Mono sound at another rate, through its spectrum: nothing above half the new rate is kept."""
+    if from_hz == to_hz or not len(sound):
+        return sound
+    count = max(round(len(sound) * to_hz / from_hz), 1)
+    spectrum = np.fft.rfft(sound)[: count // 2 + 1]
+    return (np.fft.irfft(spectrum, count) * (count / len(sound))).astype(np.float32)
+
+
+def data_uri(data: bytes, kind: str) -> str:
+    """Bytes as a text that stands in a page in place of a file's address."""
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def listen(thing: Picture | np.ndarray | str | Path, title: str = "") -> HTML:
+    """A player for a picture, a MIDI file or a WAV file. It holds its sound as a small MP3."""
+    from utils import audio  # late: to look at pictures takes no synthesizer
+
+    if isinstance(thing, (str, Path)) and Path(thing).suffix.lower() == ".wav":
+        mp3 = mp3_of(thing)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            midi, wav = Path(folder, "sound.mid"), Path(folder, "sound.wav")
+            if isinstance(thing, (str, Path)):
+                midi = Path(thing)
+            else:
+                pianoroll.save_midi(as_picture(thing), midi)
+            audio.midi_to_wav(midi, wav, sample_rate=44_100)
+            mp3 = mp3_of(wav)
+    label = html.escape(one_line(title, 80))
+    caption = f"<figcaption>{label}</figcaption>" if label else ""
+    return HTML(f'<figure style="margin:0">{caption}<audio controls preload="metadata" '
+                f'aria-label="{label or "player"}" src="{data_uri(mp3, "audio/mpeg")}"></audio>'
+                "</figure>")
