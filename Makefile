@@ -1,0 +1,58 @@
+# Music through pictures. `make help` lists the commands; each sets up what it needs.
+PYTHON ?= python3
+RUN    ?= runs/default
+VENV   := .venv
+ifeq ($(OS),Windows_NT)
+BIN := $(VENV)/Scripts
+else
+BIN := $(VENV)/bin
+endif
+READY := $(VENV)/.ready
+PY    := $(BIN)/python
+
+export TF_CPP_MIN_LOG_LEVEL ?= 2
+export PYTHONUTF8 := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run music test lint unit notebooks-test lab bench refresh clean
+
+help:  ## list the commands
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+$(READY): requirements.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else f"Python 3.11 to 3.13 is needed, this is {v[0]}.{v[1]}: run make PYTHON=python3.12, say")'
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --upgrade pip
+	$(PY) -m pip install -r requirements.txt
+	@touch $(READY)
+
+setup: $(READY)  ## install everything into .venv (once)
+
+run: $(READY)  ## the whole chain on the built-in corpus: pictures, models, MIDI, sound
+	$(PY) chain.py --run-dir $(RUN)
+
+music: $(READY)  ## new music at once, from the trained weights in data/models
+	$(PY) chain.py --run-dir runs/music --only 04 05 06
+
+test: lint unit notebooks-test  ## everything that CI checks
+
+lint: $(READY)  ## ruff, notebooks too
+	$(PY) -m ruff check .
+
+unit: $(READY)  ## unit, property, hostile-input, chain and anatomy tests
+	$(PY) -m pytest tests
+
+notebooks-test: $(READY)  ## pytest --nbval, strict, every notebook in a fresh copy of the tree
+	$(PY) tests/nbval_fresh.py
+
+lab: $(READY)  ## open JupyterLab on the notebooks
+	$(PY) -m jupyter lab notebooks/01_midi2img.ipynb
+
+bench: $(READY)  ## measure speed against peers, side by side
+	@for file in tests/benchmarks/bench_*.py; do echo "== $$file"; $(PY) $$file || exit 1; done
+
+refresh: $(READY)  ## run the notebooks from scratch and keep their outputs (before a commit)
+	$(PY) chain.py --refresh
+
+clean:  ## remove the tools' caches (never runs/)
+	rm -rf .pytest_cache .ruff_cache .hypothesis
