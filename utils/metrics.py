@@ -5,9 +5,9 @@ numbers each. `overlap`, `frechet` and `diversity` compare two such tables; `nea
 `memorised_share` look at the rolls themselves. `shuffled_columns` and `random_notes` make the
 controls without which none of these numbers means anything. Explained in notebook 07_evaluate.
 
-A control to remember: a roll without notes is 0 in every feature, but for silent_share,
-consonance and rhythm_similarity, which are 1 (all of it is silent, nothing clashes, all bars
-are equal). No feature is ever NaN.
+A roll without notes is 0 in every feature, but for silent_share, consonance, groove_similarity
+and rhythm_correlation, which are 1 (all is silent, nothing clashes, all bars are equal). No
+feature is ever NaN.
 """
 
 from typing import NamedTuple
@@ -18,7 +18,9 @@ from scipy.ndimage import gaussian_filter1d
 from scipy.signal import fftconvolve
 from scipy.spatial.distance import pdist
 
-HELD, ONSET = 64, 128
+from utils.files import MusicError
+from utils.pianoroll import HELD, ONSET, SILENCE, VELOCITY_UNKNOWN, paint, snap_levels
+
 MAJOR = np.array([1, 0, 1, 0, 1, 1, 0, 1, 0, 1, 0, 1])
 GRID = 4096  # cells of the grid on which densities of distances are estimated
 
@@ -27,7 +29,7 @@ class Feature(NamedTuple):
     """What a column of `features` measures."""
 
     unit: str
-    least_spread: float  # a standard deviation below this is taken for this: differences too small to hear
+    least_spread: float  # a smaller standard deviation counts as this: nobody hears the difference
     meaning: str
 
 
@@ -46,7 +48,8 @@ FEATURES = {
     "melodic_leap": Feature("semitones", 0.1, "mean interval between notes of the top line"),
     "consonance": Feature("0..1", 0.01, "share of consonant pairs among notes that start together"),
     "qualified_note_rate": Feature("0..1", 0.01, "share of notes of two steps or longer"),
-    "rhythm_similarity": Feature("0..1", 0.01, "how alike the onsets of neighbouring bars are"),
+    "groove_similarity": Feature("0..1", 0.01, "how alike the onsets of neighbouring bars are"),
+    "rhythm_correlation": Feature("-1..1", 0.02, "the same, beyond what the density alone gives"),
     "velocity_spread": Feature("1..127", 0.5, "standard deviation of the velocities"),
 }
 
@@ -57,8 +60,8 @@ def notes_of_set(levels, lowest_pitch):
     In order of roll, start, pitch. A run without a head is a note of velocity 64, as in
     `utils.pianoroll.notes_of`.
     """
-    levels = _checked(levels)
-    sounding, head = levels > 0, levels > ONSET
+    levels = snap_levels(_checked(levels))
+    sounding, head = levels != SILENCE, levels > HELD
     head[..., 0] |= sounding[..., 0]
     head[..., 1:] |= sounding[..., 1:] & ~sounding[..., :-1]
     last = sounding.copy()  # the last column of each note: silence or another head comes next
@@ -66,7 +69,7 @@ def notes_of_set(levels, lowest_pitch):
     roll, row, start = np.nonzero(head)  # heads and last columns pair up: both in row order
     length = np.nonzero(last)[2] - start + 1
     level = levels[roll, row, start].astype(int)
-    velocity = np.where(level > ONSET, level - ONSET, HELD)
+    velocity = np.where(level > HELD, level - ONSET, VELOCITY_UNKNOWN)
     order = np.argsort(roll * levels.shape[2] + start, kind="stable")
     return np.stack([roll, start, length, row + lowest_pitch, velocity], 1)[order]
 
@@ -85,9 +88,10 @@ def features(levels, lowest_pitch, steps_per_beat=4, steps_per_bar=16):
     consonance: pairs of notes that start in one column, folded into an octave; unison, thirds,
       fourth, fifth, sixths and octave are consonant, seconds, tritone and sevenths are not.
     qualified_note_rate: after MuseGAN (Dong et al., AAAI 2018), here two steps or longer.
-    rhythm_similarity: 1 - mean Hamming distance between the onset columns of neighbouring bars
-      (grooving similarity; Wu & Yang 2020). Sparse music is alike by default: read it beside
-      notes_per_bar. 1 where there are fewer than two whole bars.
+    groove_similarity: 1 - mean Hamming distance between the onset columns of neighbouring bars
+      (Wu & Yang 2020). Very sparse and very dense rolls are alike by default, hence the next one.
+    rhythm_correlation: autocorrelation, one bar apart, of the number of notes that start in a
+      column: about 0 for onsets at random. Both are 1 where there is no difference to measure.
     """
     levels, blocks = _checked(levels), []
     for at in range(0, len(levels), 256):  # bounded memory
@@ -96,6 +100,7 @@ def features(levels, lowest_pitch, steps_per_beat=4, steps_per_bar=16):
 
 
 def _features(levels, lowest_pitch, steps_per_beat, steps_per_bar):
+    levels = snap_levels(levels)
     n, pitches, steps = levels.shape
     notes = notes_of_set(levels, lowest_pitch)
     roll, start, length, pitch, velocity = notes.T
@@ -103,7 +108,7 @@ def _features(levels, lowest_pitch, steps_per_beat, steps_per_bar):
     some = np.maximum(count, 1)
     result = {"notes_per_bar": count * steps_per_bar / steps}
 
-    sounding = levels > 0
+    sounding = levels != SILENCE
     at_once = sounding.sum(1)  # [n, steps]
     lit_steps = (at_once > 0).sum(1)
     result["polyphony"] = at_once.sum(1) / np.maximum(lit_steps, 1)
@@ -142,7 +147,14 @@ def _features(levels, lowest_pitch, steps_per_beat, steps_per_bar):
     bars = steps // steps_per_bar
     bar = onsets.reshape(n, steps)[:, : bars * steps_per_bar].reshape(n, bars, steps_per_bar)
     different = (bar[:, 1:] != bar[:, :-1]).sum((1, 2))
-    result["rhythm_similarity"] = 1 - different / max((bars - 1) * steps_per_bar, 1)
+    result["groove_similarity"] = 1 - different / max((bars - 1) * steps_per_bar, 1)
+    starts = np.bincount(roll * steps + start, minlength=n * steps).reshape(n, steps)
+    starts = starts - starts.mean(1, keepdims=True)
+    now, later = starts[:, :-steps_per_bar], starts[:, steps_per_bar:]
+    power = np.sqrt((now**2).sum(1) * (later**2).sum(1))
+    result["rhythm_correlation"] = np.where(
+        power > 0, (now * later).sum(1) / np.where(power > 0, power, 1), 1.0
+    )
     _, result["velocity_spread"] = _mean_and_spread(roll, velocity, n)
     return np.stack([result[name] for name in FEATURES], 1).astype(float)
 
@@ -166,34 +178,37 @@ def _consonance(column, pitch, steps, n):
     return np.where(pairs > 0, agree / np.maximum(pairs, 1), 1.0)
 
 
-def overlap(reference, generated):
+def overlap(reference, generated, of="distances"):
     """Overlapping area (0..1, 1 is best) and KLD (nats, 0 is best) -> two float64 [F].
 
     Yang & Lerch, "On the evaluation of generative models in music" (2020): per feature, the
     distances |a - b| within the reference against those between reference and generated, as
     densities by kernel estimation. OA is the integral of the smaller density, KLD is
     KL(within || between). Unlike the authors' code both densities are taken on one grid, with one
-    bandwidth (Scott's rule) and mirrored at 0, since no distance is negative.
+    bandwidth (Scott's rule for the smaller set) and mirrored at the ends, since no distance is
+    negative. `of="values"` compares the features themselves: stricter, easier to draw.
     """
+    if of not in ("distances", "values"):
+        raise MusicError(f"overlap of {of!r}? choose 'distances' or 'values'")
     reference, generated = _tables(reference, generated)
-    spans = zip(reference.T, generated.T, strict=True)
-    return tuple(np.array([_overlap_1d(a, b) for a, b in spans]).T)
+    pairs = zip(reference.T, generated.T, strict=True)
+    return tuple(np.array([_overlap_1d(a, b, of == "distances") for a, b in pairs]).T)
 
 
-def _overlap_1d(reference, generated):
+def _overlap_1d(reference, generated, of_distances):
     low = min(reference.min(), generated.min())
     span = max(reference.max(), generated.max()) - low
     if span == 0:
         return 1.0, 0.0  # everything is the same
     cells = [np.rint((x - low) / span * (GRID - 1)).astype(int) for x in (reference, generated)]
-    histograms = [np.bincount(c, minlength=GRID).astype(float) for c in cells]
-    within, between = (_distances(histograms[0], h) for h in histograms)
-    within[0] -= len(reference)  # a roll's distance to itself says nothing
-    within, between = within / within.sum(), between / between.sum()
-    distance = np.arange(GRID)
-    spread = np.sqrt(within @ distance**2 - (within @ distance) ** 2)
+    p, q = (np.bincount(c, minlength=GRID).astype(float) for c in cells)
+    if of_distances:
+        p, q = _distances(p, p), _distances(p, q)
+        p[0] -= len(reference)  # a roll's distance to itself says nothing
+    p, q, place = p / p.sum(), q / q.sum(), np.arange(GRID)
+    spread = np.sqrt(max(p @ place**2 - (p @ place) ** 2, 0))
     bandwidth = max(spread * min(len(reference), len(generated)) ** -0.2, 1.0)
-    p, q = (gaussian_filter1d(d, bandwidth, mode="reflect") for d in (within, between))
+    p, q = (gaussian_filter1d(density, bandwidth, mode="reflect") for density in (p, q))
     tiny = 1e-12
     return np.minimum(p, q).sum(), max(np.sum(p * np.log((p + tiny) / (q + tiny))), 0.0)
 
@@ -215,7 +230,8 @@ def frechet(reference, generated):
 
     |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)) with means m and covariances S of the features,
     standardised by the reference (Heusel et al., 2017, on features that one can name). Covariances
-    are shrunk as in Ledoit & Wolf (2004), so that it is defined for a handful of rolls.
+    are shrunk as in Ledoit & Wolf (2004), so that a handful of rolls gives a stable value. Small
+    sets still read too far: give every set in a table the same number of rolls.
     """
     reference, generated = _tables(reference, generated)
     a, b = standardise(reference, reference), standardise(reference, generated)
@@ -229,3 +245,130 @@ def _root(matrix):
     """Square root of a symmetric, positive semi-definite matrix."""
     values, vectors = np.linalg.eigh(matrix)
     return (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
+
+
+def _covariance(x):
+    """Covariance [F, F] of standardised rows, shrunk towards a multiple of the identity."""
+    n, size = x.shape
+    x = x - x.mean(0)
+    sample = x.T @ x / n
+    target = np.trace(sample) / size * np.eye(size)
+    away = ((sample - target) ** 2).sum()
+    noise = (((x**2).sum(1) ** 2).mean() - (sample**2).sum()) / n  # of the sample covariance
+    weight = min(max(noise / away, 0), 1) if away > 0 else 0.0
+    return weight * target + (1 - weight) * sample
+
+
+def diversity(reference, table):
+    """Mean distance between two different rolls of the set, in the reference's standard deviations.
+
+    Low: the rolls are all alike (a collapsed model). Compare it with the reference's own.
+    """
+    reference, table = _tables(reference, table)
+    return float(pdist(standardise(reference, table)).mean()) if len(table) > 1 else 0.0
+
+
+def compare(reference, generated):
+    """One row of a report: overlap, value_overlap, kld (means over features), frechet, diversity.
+
+    The rows of a report need sets of one size: with fewer rolls even real music stands further off.
+    """
+    area, kld = overlap(reference, generated)
+    return {
+        "overlap": float(area.mean()),
+        "value_overlap": float(overlap(reference, generated, of="values")[0].mean()),
+        "kld": float(kld.mean()),
+        "frechet": frechet(reference, generated),
+        "diversity": diversity(reference, generated),
+    }
+
+
+def nearest(levels, training, max_transpose=6, max_shift=16):
+    """The most similar training roll of each roll -> similarity float64 [N], its index int [N].
+
+    Similarity is the F1 of onsets, 2 |A and B| / (|A| + |B|), over (pitch, step) pairs: 1 for a
+    copy. The best of all transpositions up to +-max_transpose semitones and of all shifts up to
+    +-max_shift steps counts, so a copy in another key or a bit later is found; a shift of s steps
+    costs what it pushes over the edge. One core compares about 40,000 pairs of rolls a second.
+    """
+    levels, training = _checked(levels), _checked(training)
+    if levels.shape[1:] != training.shape[1:] or not len(training):
+        raise MusicError(
+            f"rolls {levels.shape} and training rolls {training.shape} must share rows and columns;"
+            " compare pictures of one preset"
+        )
+    ours, known = _onsets(levels), _onsets(training)
+    total = (ours.sum((1, 2))[:, None] + known.sum((1, 2))).clip(1)
+    known = sparse.csc_matrix(known.reshape(len(known), -1).T.astype(np.float32))
+    size = (len(ours), known.shape[0])
+    similarity = np.zeros((len(levels), len(training)), np.float32)
+    roll, row, step = np.nonzero(ours)
+    for semitones in range(-max_transpose, max_transpose + 1):
+        for shift in range(-max_shift, max_shift + 1):
+            r, s = row + semitones, step + shift
+            inside = (r >= 0) & (r < ours.shape[1]) & (s >= 0) & (s < ours.shape[2])
+            place = (roll[inside], (r * ours.shape[2] + s)[inside])
+            moved = sparse.csr_matrix((np.ones(inside.sum(), np.float32), place), size)
+            np.maximum(similarity, (moved @ known).toarray(), out=similarity)
+    similarity *= 2 / total
+    return similarity.max(1).astype(float), similarity.argmax(1)
+
+
+def memorised_share(generated, held_out):
+    """Share (0..1) of generated rolls that lie nearer to the training set than new music does.
+
+    Both are similarities from `nearest`. A roll counts when it is more similar than 95 % of
+    held-out real music, so about 0.05 is what honest new music scores; 1 is a photocopier.
+    """
+    return float(np.mean(np.asarray(generated) > np.quantile(held_out, 0.95)))
+
+
+def shuffled_columns(levels, seed=0):
+    """Control: the columns of each roll in random order. Keeps the pitches, breaks time."""
+    levels = _checked(levels)
+    order = np.random.default_rng(seed).random((len(levels), levels.shape[2])).argsort(1)
+    return np.take_along_axis(levels, order[:, None], axis=2)
+
+
+def random_notes(levels, seed=0):
+    """Control: each roll's notes at random places within its own pitch range.
+
+    Their number (but for collisions), lengths and velocities stay; pitch and start are uniform.
+    """
+    rng, result = np.random.default_rng(seed), np.zeros_like(_checked(levels))
+    n, pitches, steps = result.shape
+    notes = notes_of_set(levels, 0)
+    for at, own in enumerate(np.split(notes[:, 1:], np.searchsorted(notes[:, 0], range(1, n)))):
+        if len(own):
+            low, high = own[:, 2].min(), own[:, 2].max()
+            own[:, 0] = rng.integers(steps, size=len(own))
+            own[:, 2] = rng.integers(low, high + 1, size=len(own))
+            result[at] = paint(own, pitches, steps)
+    return result
+
+
+def _onsets(levels):
+    """Where notes start, bool [N, pitches, steps]."""
+    onsets = np.zeros(levels.shape, bool)
+    roll, start, _, row, _ = notes_of_set(levels, 0).T
+    onsets[roll, row, start] = True
+    return onsets
+
+
+def _checked(levels):
+    levels = np.asarray(levels)
+    if levels.ndim != 3 or levels.dtype != np.uint8 or 0 in levels.shape[1:]:
+        raise MusicError(
+            f"rolls must be uint8 [N, pitches, steps], not {levels.dtype} {list(levels.shape)};"
+            " stack the levels of pictures"
+        )
+    return levels
+
+
+def _tables(*tables):
+    tables = [np.asarray(table, float) for table in tables]
+    if any(t.ndim != 2 or t.shape[1] != len(FEATURES) for t in tables) or len(tables[0]) < 2:
+        raise MusicError("compare tables that `features` made, the reference with 2 rolls or more")
+    if not all(len(table) for table in tables):
+        raise MusicError("there are no rolls to compare; make some samples first")
+    return tables
