@@ -1,0 +1,214 @@
+"""MIDI → WAV: with FluidSynth where it is installed, otherwise with a sampler of our own.
+
+Every WAV is brought to the same loudness and checked before it takes its name.
+Explained in notebook 06.
+"""
+
+import functools
+import io
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pretty_midi
+import soundfile
+
+from utils import pianoroll, soundfont
+from utils.pianoroll import MusicError
+
+LOWEST_RATE_HZ, HIGHEST_RATE_HZ = 16_000, 48_000
+LONGEST_S = 2 * 3600
+TAIL_S = 3.0  # the last notes ring on at most this long
+QUIET, SILENT = 10 ** (-60 / 20), 10 ** (-55 / 20)  # amplitudes: where a tail ends; what is silence
+RMS_TARGET, PEAK_LIMIT = 10 ** (-20 / 20), 10 ** (-1 / 20)  # -20 dB on average, peaks below -1 dB
+CLIPPED = 0.999
+SHIPPED_FONT = Path(pretty_midi.__file__).with_name("TimGM6mb.sf2")  # 6 MB, comes with pretty_midi
+USUAL_FONTS = (
+    "~/.fluidsynth/default_sound_font.sf2",
+    "/usr/share/sounds/sf2/default-GM.sf2", "/usr/share/sounds/sf2/FluidR3_GM.sf2",
+    "/usr/share/soundfonts/default.sf2", "/usr/share/soundfonts/FluidR3_GM.sf2",
+    "/usr/local/share/soundfonts/default.sf2", "/opt/homebrew/share/soundfonts/default.sf2",
+    "/usr/share/sounds/sf3/default-GM.sf3", "C:/soundfonts/default.sf2",
+)
+
+
+@dataclass(frozen=True)
+class WavFacts:
+    """What was measured on a WAV. `peak` and `rms` are amplitudes, 1.0 is full scale."""
+
+    seconds: float
+    sample_rate: int
+    peak: float
+    rms: float
+    renderer: str = ""
+    sound_font: str = ""
+    note: str = ""  # why FluidSynth was not used
+
+
+def default_sound_font() -> Path:
+    """FluidSynth's own sound font where there is one, else the one that pretty_midi ships."""
+    fonts = (Path(font).expanduser() for font in USUAL_FONTS)
+    return next((font for font in fonts if font.is_file()), SHIPPED_FONT)
+
+
+def midi_to_wav(midi_path: str | Path, wav_path: str | Path,
+                sound_font: str | Path | None = None, sample_rate: int = 44_100) -> WavFacts:
+    """Render a MIDI file to 16-bit stereo, at `sample_rate` (16,000 to 48,000 Hz).
+
+    The WAV is as long as the music and its echo (at most 3 s), averages -20 dB and peaks below
+    -1 dB. Raises `MusicError` for a missing or silent MIDI, a missing sound font, a full disk.
+    """
+    if not LOWEST_RATE_HZ <= sample_rate <= HIGHEST_RATE_HZ:
+        raise MusicError(f"sample_rate {sample_rate:,} is out of range; give {LOWEST_RATE_HZ:,} "
+                         f"to {HIGHEST_RATE_HZ:,}")
+    if sound_font is not None and not Path(sound_font).expanduser().is_file():
+        raise MusicError(f"{sound_font}: no such sound font; give the path of an .sf2 file, or "
+                         "leave sound_font empty")
+    notes = notes_in_seconds(midi_path)
+    midi_s = float(notes[:, 1].max())
+    if midi_s > LONGEST_S:
+        raise MusicError(f"{midi_path}: lasts {midi_s / 3600:.1f} hours; cut it to 2 or fewer")
+    font = Path(sound_font).expanduser() if sound_font is not None else default_sound_font()
+    sound, note = with_fluidsynth(Path(midi_path), font, sample_rate, midi_s)
+    renderer = "FluidSynth"
+    if sound is None:
+        font = font if sound_font is not None else SHIPPED_FONT
+        sound = soundfont.render(notes, open_font(str(font)), sample_rate)
+        renderer = "built-in sampler"
+    sound = level(trim(sound, sample_rate, midi_s))
+    with pianoroll.atomic(wav_path) as temporary:
+        in_memory = io.BytesIO()
+        soundfile.write(in_memory, sound, sample_rate, format="WAV", subtype="PCM_16")
+        temporary.write_bytes(in_memory.getbuffer())
+        facts = check_wav(temporary, midi_s, name=wav_path)
+    return replace(facts, renderer=renderer, sound_font=font.name, note=note)
+
+
+@functools.lru_cache(maxsize=1)
+def open_font(path: str) -> soundfont.SoundFont:
+    """A sound font, kept open for the next piece."""
+    return soundfont.SoundFont(path)
+
+
+def notes_in_seconds(midi_path: str | Path) -> np.ndarray:
+    """All notes of a file, float64 `[N, 6]`: start, end (s), pitch, velocity, program, bank."""
+    score = pianoroll._parse(Path(midi_path))
+    tempos = score.tempos.numpy()
+    ticks, mspq = tempos["time"].astype(float), tempos["mspq"].astype(float)
+    ticks, mspq = np.append([0.0], ticks), np.append([500_000.0], mspq)
+    per_tick_s = mspq / 1e6 / score.ticks_per_quarter
+    at_s = np.append([0.0], np.cumsum(np.diff(ticks) * per_tick_s[:-1]))
+
+    def to_s(tick: np.ndarray) -> np.ndarray:
+        i = np.searchsorted(ticks, tick, side="right") - 1
+        return at_s[i] + (tick - ticks[i]) * per_tick_s[i]
+
+    parts = []
+    for track in score.tracks:
+        start, end, pitch, velocity = pianoroll._track_notes(track, pedal=False).T
+        bank = soundfont.DRUM_BANK if track.is_drum else 0
+        parts.append(np.stack([to_s(start), to_s(end), pitch, velocity,
+                               np.full(len(start), track.program), np.full(len(start), bank)], 1))
+    notes = np.concatenate(parts or [np.zeros((0, 6))])
+    notes = notes[(notes[:, 3] > 0) & (notes[:, 0] >= 0)]
+    if not len(notes):
+        raise MusicError(f"{midi_path}: no notes, so there is nothing to hear; leave it out")
+    return notes
+
+
+# ---------------------------------------------------------------- FluidSynth
+
+
+def with_fluidsynth(midi_path: Path, font: Path, sample_rate: int, midi_s: float
+                    ) -> tuple[np.ndarray | None, str]:
+    """Sound float32 `[samples, 2]` and "", or None and the reason why there is none.
+
+    First through midi2audio. It ignores FluidSynth's exit code and puts the options after the
+    files, which FluidSynth 2.4.7 refuses: so what came out is checked, and otherwise the program
+    is called with its options first. Softer, too, if the sound touched full scale.
+    """
+    program = shutil.which("fluidsynth")
+    if program is None:
+        return None, "the fluidsynth program is not installed"
+    with tempfile.TemporaryDirectory(prefix="midi2wav-") as folder:
+        midi, wav = Path(folder, "in.mid"), Path(folder, "out.wav")  # plain names for any system
+        shutil.copyfile(midi_path, midi)
+        ask = "import sys, midi2audio as m; m.FluidSynth(sys.argv[1], sys.argv[2])" \
+              ".midi_to_audio(sys.argv[3], sys.argv[4])"
+        calls = [[sys.executable, "-c", ask, font, sample_rate, midi, wav]]
+        calls += [[program, "-ni", "-g", gain, "-r", sample_rate, "-F", wav, font, midi]
+                  for gain in (0.2, 0.04)]
+        reason = ""
+        for call in calls:
+            wav.unlink(missing_ok=True)
+            try:
+                ran = subprocess.run([str(part) for part in call], capture_output=True,
+                                     stdin=subprocess.DEVNULL, timeout=60 + 2 * midi_s)
+                sound, rate_hz = soundfile.read(wav, dtype="float32", always_2d=True)
+            except subprocess.TimeoutExpired:
+                return None, "fluidsynth did not come to an end"
+            except (OSError, soundfile.SoundFileError):
+                said = (ran.stderr or ran.stdout).decode(errors="replace").strip().splitlines()
+                reason = f"fluidsynth wrote no sound ({said[-1][:80] if said else 'no message'})"
+                continue
+            peak = float(np.abs(sound).max(initial=0))
+            if rate_hz != sample_rate or len(sound) < midi_s * rate_hz * 0.98:
+                reason = "fluidsynth stopped before the end of the piece"
+            elif peak < SILENT / 10:
+                reason = f"fluidsynth played only silence with {font.name}"
+            elif peak < CLIPPED or call is calls[-1]:
+                return sound, ""
+        return None, reason
+
+
+# ---------------------------------------------------------------- after rendering
+
+
+def trim(sound: np.ndarray, sample_rate: int, midi_s: float) -> np.ndarray:
+    """As long as the music, and then until its echo is gone, at most 3 s, faded out."""
+    music = int(np.ceil(midi_s * sample_rate))
+    tail = sound[music : music + int(TAIL_S * sample_rate)]
+    audible = np.flatnonzero(np.abs(tail).max(axis=1) > QUIET * np.abs(sound).max(initial=0))
+    keep = music + (int(audible[-1]) + 1 if len(audible) else 0)
+    sound = sound[:keep]
+    fade = min(int(0.2 * sample_rate), keep - music)
+    if fade:
+        sound[-fade:] *= np.linspace(1, 0, fade, dtype=np.float32)[:, None]
+    return np.pad(sound, ((0, max(music - len(sound), 0)), (0, 0)))
+
+
+def level(sound: np.ndarray) -> np.ndarray:
+    """The same sound at -20 dB on average, less where its peaks would pass -1 dB."""
+    peak, rms = float(np.abs(sound).max(initial=0)), root_mean_square(sound)
+    return sound * np.float32(min(PEAK_LIMIT / peak, RMS_TARGET / rms)) if peak > 0 else sound
+
+
+def root_mean_square(sound: np.ndarray) -> float:
+    """The average amplitude of a sound, 1.0 at full scale."""
+    return float(np.sqrt(np.mean(np.square(sound), dtype=np.float64))) if sound.size else 0.0
+
+
+def check_wav(wav_path: str | Path, midi_seconds: float, name: str | Path = "") -> WavFacts:
+    """Measure a WAV. Raises `MusicError` if it is missing, too short, too long, silent or clipped.
+
+    `name` stands in messages for a file that has a temporary name.
+    """
+    name = name or wav_path
+    try:
+        sound, rate_hz = soundfile.read(wav_path, dtype="float32", always_2d=True)
+    except (OSError, soundfile.SoundFileError):
+        raise MusicError(f"{name}: no WAV that can be read; render it again") from None
+    seconds, rms = len(sound) / rate_hz, root_mean_square(sound)
+    peak = float(np.abs(sound).max(initial=0))
+    if not midi_seconds - 0.05 <= seconds <= midi_seconds + TAIL_S + 2:
+        raise MusicError(f"{name}: lasts {seconds:.2f} s where its MIDI lasts {midi_seconds:.2f} s;"
+                         " render it again")
+    if rms < SILENT / 10 or peak < SILENT:
+        raise MusicError(f"{name}: silent; try another sound_font")
+    if peak >= CLIPPED:
+        raise MusicError(f"{name}: clipped, its peaks reach full scale; render it again")
+    return WavFacts(seconds, rate_hz, peak, rms)
