@@ -1,0 +1,238 @@
+"""The picture of music: exact on the grid, held against pretty_midi on real files."""
+
+import collections
+import errno
+import io
+
+import numpy as np
+import pretty_midi
+import pytest
+import symusic
+from conftest import real_files
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from utils import pianoroll
+from utils.files import atomic
+from utils.pianoroll import DIFFUSION, GAN, HELD, ONSET, MusicError, Picture
+
+REAL = real_files(10)  # 40 files
+
+
+@st.composite
+def note_lists(draw, pitches=(0, 127), steps=200):
+    """Unordered notes, with overlaps and doubles: int [N, 4]."""
+    note = st.tuples(st.integers(0, steps - 1), st.integers(1, 40), st.integers(*pitches),
+                     st.integers(1, 127))
+    return np.array(draw(st.lists(note, max_size=60)), dtype=np.int64).reshape(-1, 4)
+
+
+def settled_by_hand(notes):
+    """What DESIGN says of notes, in the plainest Python: the reference of `settle`."""
+    louder = {}
+    for start, length, pitch, velocity in sorted(map(tuple, notes), key=lambda n: (n[3], n[1])):
+        louder[pitch, start] = (length, velocity)
+    keys = sorted(louder)
+    result = []
+    for (pitch, start), following in zip(keys, [*keys[1:], (-1, 0)], strict=False):
+        length, velocity = louder[pitch, start]
+        if following[0] == pitch:
+            length = min(length, following[1] - start)
+        result.append((start, length, pitch, velocity))
+    return np.array(result, dtype=np.int32).reshape(-1, 4)
+
+
+@given(note_lists())
+def test_settle_keeps_the_louder_note_and_ends_it_at_the_next(notes):
+    assert np.array_equal(pianoroll.settle(notes), settled_by_hand(notes.tolist()))
+
+
+@given(note_lists())
+def test_notes_to_picture_to_notes_is_exact(notes):
+    picture = Picture(pianoroll.paint(notes, 128, 256))
+    assert np.array_equal(pianoroll.notes_of(picture), settled_by_hand(notes.tolist()))
+
+
+@given(note_lists(pitches=(0, 127)))
+def test_what_lies_outside_the_rows_is_left_out(notes):
+    levels = pianoroll.paint(notes, GAN.pitches, 120, GAN.lowest_pitch)
+    whole = pianoroll.paint(notes, 128, 256)
+    assert np.array_equal(levels, whole[21:127, :120])
+
+
+@settings(max_examples=25, deadline=None)
+@given(note_lists(), st.sampled_from([1, 2, 3, 4, 7, 12, 24]),
+       st.floats(20, 300, allow_nan=False))
+def test_picture_to_midi_file_to_picture_is_exact(tmp_path_factory, notes, steps_per_beat, tempo):
+    if not len(notes):
+        return
+    picture = Picture(pianoroll.paint(notes, 128, 256), 0, steps_per_beat, tempo, "made up")
+    path = tmp_path_factory.mktemp("midi") / "a.mid"
+    pianoroll.save_midi(picture, path)
+    again = pianoroll.read_midi(path, steps_per_beat)
+    assert np.array_equal(pianoroll.notes_of(again), pianoroll.notes_of(picture))
+    assert again.tempo_bpm == pytest.approx(tempo, rel=1e-4)
+
+
+@given(note_lists())
+def test_planes_are_an_exact_inverse(notes):
+    levels = pianoroll.paint(notes, 128, 256)
+    planes = pianoroll.to_planes(levels)
+    assert planes.shape == (2, 128, 256) and planes.dtype == np.float32
+    assert np.array_equal(pianoroll.from_planes(planes), levels)
+    nudged = planes + np.random.default_rng(0).uniform(-0.001, 0.001, planes.shape)
+    assert np.array_equal(pianoroll.from_planes(nudged) > HELD, levels > HELD)
+
+
+@given(note_lists())
+def test_png_keeps_pixels_and_facts(tmp_path_factory, notes):
+    picture = Picture(pianoroll.paint(notes, 128, 128), 0, 12, 93.25, "naïve\nname 音.mid", 384)
+    path = pianoroll.save_png(picture, tmp_path_factory.mktemp("png") / "a.png")
+    again = pianoroll.load_png(path)
+    assert np.array_equal(again.levels, picture.levels)
+    assert (again.lowest_pitch, again.steps_per_beat, again.tempo_bpm, again.source,
+            again.start_step) == (0, 12, 93.25, "naïve\nname 音.mid", 384)
+    with Image.open(path) as image:
+        assert image.mode == "L" and image.size == (128, 128)
+
+
+def test_windows_cover_the_piece_and_leave_silence_out():
+    notes = [[5, 3, 60, 80], [127, 4, 64, 90], [900, 10, 20, 70]]  # pitch 20 lies below the GAN's
+    piece = Picture(pianoroll.paint(np.array(notes), 128, 910), tempo_bpm=100,
+                    tempo_changes=((600, 50.0),))
+    cut = pianoroll.windows(piece, DIFFUSION)
+    assert [w.start_step for w in cut] == [0, 896]
+    assert [w.tempo_bpm for w in cut] == [100, 50]
+    assert all(w.levels.shape == (128, 128) and w.levels.dtype == np.uint8 for w in cut)
+    assert cut[1].levels[20, 4] == ONSET + 70
+    assert [w.start_step for w in pianoroll.windows(piece, GAN)] == [0]
+    # the note of pitch 64 goes on in the second window: a tail, which alone keeps no window
+    assert piece.levels[64, 128] == HELD
+
+
+def test_a_tail_at_the_left_edge_is_a_note_of_velocity_64():
+    levels = np.zeros((128, 128), np.uint8)
+    levels[60, :5] = HELD
+    assert pianoroll.notes_of(Picture(levels)).tolist() == [[0, 5, 60, 64]]
+
+
+def test_a_note_at_the_right_edge_ends_there():
+    levels = np.zeros((128, 128), np.uint8)
+    levels[60, 127], levels[61, 0] = ONSET + 90, ONSET + 80
+    assert pianoroll.notes_of(Picture(levels)).tolist() == [[127, 1, 60, 90], [0, 1, 61, 80]]
+
+
+@pytest.mark.parametrize(("rows", "lowest"), [(128, 0), (106, 21)])
+def test_black_and_white_pictures_decode(tmp_path, rows, lowest):
+    pixels = np.zeros((rows, 300), np.uint8)
+    pixels[10, 3:7] = pixels[10, 9:10] = pixels[50, 296:] = 255
+    for mode in ("L", "1", "RGB"):
+        Image.fromarray(pixels).convert(mode).save(tmp_path / "a.png")
+        picture = pianoroll.load_png(tmp_path / "a.png")
+        assert pianoroll.notes_of(picture).tolist() == [
+            [3, 4, 10 + lowest, 100], [9, 1, 10 + lowest, 100], [296, 4, 50 + lowest, 100]]
+
+
+@pytest.mark.parametrize("kind", ["photo", "color", "size", "text", "cut", "facts", "bomb"])
+def test_a_png_that_is_no_music_is_named_in_one_line(tmp_path, kind):
+    path, rng = tmp_path / "bad.png", np.random.default_rng(0)
+    if kind == "photo":
+        Image.fromarray(rng.integers(0, 256, (128, 128), dtype=np.uint8)).save(path)
+    elif kind == "color":
+        Image.fromarray(rng.integers(0, 256, (128, 128, 3), dtype=np.uint8)).save(path)
+    elif kind == "size":
+        Image.fromarray(np.zeros((90, 128), np.uint8)).save(path)
+    elif kind == "text":
+        path.write_text("not a picture")
+    elif kind == "cut":
+        pianoroll.save_png(Picture(np.zeros((128, 128), np.uint8)), path)
+        path.write_bytes(path.read_bytes()[:-30])
+    elif kind == "facts":
+        pianoroll.save_png(Picture(np.zeros((128, 128), np.uint8), tempo_bpm=float("nan")), path)
+    else:
+        Image.new("L", (6_000, 20_000)).save(path)
+    with pytest.raises(MusicError) as error:
+        pianoroll.load_png(path)
+    assert "bad.png" in str(error.value) and "\n" not in str(error.value)
+
+
+def bytes_of(midi: pretty_midi.PrettyMIDI) -> bytes:
+    file = io.BytesIO()
+    midi.write(file)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(("content", "words"), [
+    (b"hello", "not a MIDI file"), (b"", "not a MIDI file"),
+    (b"MThd\0\0\0\6\0\1\0\1\1\xe0MTrk\0\0\0\xffabc", "bad.mid"),
+    (bytes_of(pretty_midi.PrettyMIDI()), "no notes"), (None, "no such file")])
+def test_a_bad_midi_file_is_named_in_one_line(tmp_path, content, words):
+    path = tmp_path / "bad.mid"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(MusicError, match=words) as error:
+        pianoroll.read_midi(path)
+    assert "bad.mid" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_drums_are_left_out_and_the_pedal_is_off_unless_asked_for(tmp_path):
+    midi = pretty_midi.PrettyMIDI(initial_tempo=120)
+    piano, drums = pretty_midi.Instrument(0), pretty_midi.Instrument(0, is_drum=True)
+    piano.notes = [pretty_midi.Note(80, 60, 0, 0.25), pretty_midi.Note(80, 60, 2, 2.25)]
+    piano.control_changes = [pretty_midi.ControlChange(64, 127, 0.1),
+                             pretty_midi.ControlChange(64, 0, 1.0)]
+    drums.notes = [pretty_midi.Note(80, 40, 0, 0.25)]
+    midi.instruments = [piano, drums]
+    midi.write(str(tmp_path / "a.mid"))
+    dry = pianoroll.notes_of(pianoroll.read_midi(tmp_path / "a.mid"))
+    wet = pianoroll.notes_of(pianoroll.read_midi(tmp_path / "a.mid", pedal=True))
+    assert dry.tolist() == [[0, 2, 60, 80], [16, 2, 60, 80]]
+    assert wet.tolist() == [[0, 8, 60, 80], [16, 2, 60, 80]]
+
+
+def test_a_full_disk_leaves_what_was_there(tmp_path):
+    path = tmp_path / "kept.png"
+    path.write_text("before")
+    with pytest.raises(MusicError, match="No space left"), atomic(path) as temporary:
+        temporary.write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert path.read_text() == "before"
+    assert [p.name for p in tmp_path.iterdir()] == ["kept.png"]
+
+
+# ---------------------------------------------------------------- real files
+
+
+@pytest.mark.parametrize("path", REAL, ids=lambda path: path.stem[-24:])
+def test_the_round_trip_of_a_real_file_is_exact(tmp_path, path):
+    piece = pianoroll.read_midi(path)
+    notes = pianoroll.notes_of(piece)
+    again = pianoroll.load_png(pianoroll.save_png(piece, tmp_path / "a.png"))
+    read = pianoroll.read_midi(pianoroll.save_midi(again, tmp_path / "a.mid"))
+    assert len(notes) and np.array_equal(pianoroll.notes_of(read), notes)
+
+
+def ticks_by_symusic(path) -> collections.Counter:
+    """(start tick, end tick, pitch, velocity, drum) of every note, as read_midi takes them."""
+    score = symusic.Score.from_midi(path.read_bytes())
+    return collections.Counter((*note, track.is_drum) for track in score.tracks
+                               for note in pianoroll._track_notes(track, pedal=False).tolist())
+
+
+def ticks_by_pretty_midi(path) -> collections.Counter:
+    midi = pretty_midi.PrettyMIDI(str(path))
+    return collections.Counter(
+        (midi.time_to_tick(note.start), midi.time_to_tick(note.end), note.pitch, note.velocity,
+         instrument.is_drum) for instrument in midi.instruments for note in instrument.notes)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("path", REAL, ids=lambda path: path.stem[-24:])
+def test_symusic_and_pretty_midi_read_the_same_notes(path):
+    ours, theirs = ticks_by_symusic(path), ticks_by_pretty_midi(path)
+    zero = {note for note in ours if note[0] == note[1]}  # pretty_midi has none of these
+    struck = {(note[0], *note[2:]) for note in zero}
+    differ = {note for note in (ours - theirs) | (theirs - ours)
+              if note not in zero and (note[0], *note[2:]) not in struck}
+    assert len(differ) <= len(zero)  # a note of no length may hide one that overlaps it
