@@ -45,7 +45,8 @@ def run_chain(run_dir: str | Path, parameters: dict | None = None, only: Iterabl
         print(f"\n[{number}/{len(chosen)}] {path.stem}", flush=True)
         start_s = time.perf_counter()
         papermill.execute_notebook(
-            path, output, parameters_for(path, given), cwd=ROOT, progress_bar=not live, stdout_file=sys.stdout if live else None,
+            path, output, parameters_for(path, given), cwd=ROOT, progress_bar=not live,
+            stdout_file=sys.stdout if live else None,
             stderr_file=sys.stderr if live else None)
         print(f"{path.stem} took {time.perf_counter() - start_s:.0f} s", flush=True)
 

@@ -10,10 +10,10 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-from conftest import REAL_MIDI, SOUND_COLLECTIONS, real_files
-from test_pianoroll import ticks_by_pretty_midi, ticks_by_symusic
 from tqdm import tqdm
 
+from conftest import REAL_MIDI, SOUND_COLLECTIONS, real_files
+from test_pianoroll import ticks_by_pretty_midi, ticks_by_symusic
 from utils import pianoroll
 
 
@@ -49,8 +49,8 @@ def main() -> None:
         agree += ours == theirs
         differ += sum((ours - theirs).values())
         zero += sum(count for note, count in ours.items() if note[0] == note[1])
-    print(f"symusic and pretty_midi: {agree} of {files} files agree note for note; of {notes} notes "
-          f"{differ} differ, {zero} have no length")
+    print(f"symusic and pretty_midi: {agree} of {files} files agree note for note; "
+          f"of {notes} notes {differ} differ, {zero} have no length")
 
 
 if __name__ == "__main__":

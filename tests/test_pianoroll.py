@@ -8,11 +8,11 @@ import numpy as np
 import pretty_midi
 import pytest
 import symusic
-from conftest import real_files
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from conftest import real_files
 from utils import pianoroll
 from utils.files import atomic
 from utils.pianoroll import DIFFUSION, GAN, HELD, ONSET, MusicError, Picture
