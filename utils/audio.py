@@ -96,23 +96,13 @@ def open_font(path: str) -> soundfont.SoundFont:
 
 def notes_in_seconds(midi_path: str | Path) -> np.ndarray:
     """All notes of a file, float64 `[N, 6]`: start, end (s), pitch, velocity, program, bank."""
-    score = pianoroll._parse(Path(midi_path))
-    tempos = score.tempos.numpy()
-    ticks, mspq = tempos["time"].astype(float), tempos["mspq"].astype(float)
-    ticks, mspq = np.append([0.0], ticks), np.append([500_000.0], mspq)
-    per_tick_s = mspq / 1e6 / score.ticks_per_quarter
-    at_s = np.append([0.0], np.cumsum(np.diff(ticks) * per_tick_s[:-1]))
-
-    def to_s(tick: np.ndarray) -> np.ndarray:
-        i = np.searchsorted(ticks, tick, side="right") - 1
-        return at_s[i] + (tick - ticks[i]) * per_tick_s[i]
-
     parts = []
-    for track in score.tracks:
-        start, end, pitch, velocity = pianoroll._track_notes(track, pedal=False).T
-        bank = soundfont.DRUM_BANK if track.is_drum else 0
-        parts.append(np.stack([to_s(start), to_s(end), pitch, velocity,
-                               np.full(len(start), track.program), np.full(len(start), bank)], 1))
+    for track in pianoroll._parse(Path(midi_path)).to("second").tracks:
+        notes = {name: values.astype(float) for name, values in track.notes.numpy().items()}
+        start, bank = notes["time"], soundfont.DRUM_BANK if track.is_drum else 0
+        end = start + np.maximum(notes["duration"], 0)
+        parts.append(np.stack([start, end, notes["pitch"], notes["velocity"],
+                               np.full_like(start, track.program), np.full_like(start, bank)], 1))
     notes = np.concatenate(parts or [np.zeros((0, 6))])
     notes = notes[(notes[:, 3] > 0) & (notes[:, 0] >= 0)]
     if not len(notes):

@@ -6,8 +6,10 @@
 import base64
 import html
 import io
+import json
+import string
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import matplotlib
@@ -22,11 +24,12 @@ from PIL import Image as PILImage
 from utils import pianoroll
 from utils.pianoroll import MusicError, Picture
 
-DPI = 72
+DPI = 80
 MARGIN = 3  # rows left free above and below what sounds
 FEWEST_ROWS = 24  # a lone note is still shown within two octaves
 PLAYER_RATE_HZ = 22_050
 PLAYER_SECONDS = 60  # a longer piece is faded out: a notebook stays small
+GALLERY_SECONDS = 900
 
 
 def _colors() -> ListedColormap:
@@ -83,7 +86,7 @@ def pool(levels: np.ndarray, columns: int) -> np.ndarray:
 
 
 def figure_of(pictures: Picture | np.ndarray | Sequence, titles: str | Sequence[str] | None = None,
-              columns: int = 4, seconds: bool = False, width_inches: float = 11.0) -> Figure:
+              columns: int = 4, seconds: bool = False, width_inches: float = 10.5) -> Figure:
     """Draw pictures side by side, `columns` in a row, all with the same pitch axis.
 
     Low notes are at the bottom and each C is labelled. Time runs in beats, or in seconds at the
@@ -98,7 +101,7 @@ def figure_of(pictures: Picture | np.ndarray | Sequence, titles: str | Sequence[
     columns = min(columns, len(pictures))
     rows = -(-len(pictures) // columns)
     low, high = sounding_rows(pictures)
-    row_inches = 2.1 if columns > 1 else 2.8
+    row_inches = 2.2 if columns > 1 else 2.8
     figure = Figure(figsize=(width_inches, row_inches * rows + 0.25), layout="constrained")
     axes = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
     octaves = np.arange(-(-low // 12) * 12, high, 12 if high - low <= 84 else 24)
@@ -149,7 +152,7 @@ def look(pictures: Picture | np.ndarray | Sequence, titles: str | Sequence[str] 
 
 
 def mp3_of(wav_path: str | Path, longest_s: float = PLAYER_SECONDS) -> bytes:
-    """A WAV as mono MP3 of 22.05 kHz, about 4 kB a second; past `longest_s` it is faded out."""
+    """A WAV as mono MP3 of 22.05 kHz, 3 kB a second; past `longest_s` it is faded out."""
     sound, rate_hz = soundfile.read(wav_path, dtype="float32", always_2d=True)  # [n, channels]
     sound = sound.mean(axis=1)[: int(longest_s * rate_hz) + 1]
     if len(sound) > longest_s * rate_hz:
@@ -158,7 +161,7 @@ def mp3_of(wav_path: str | Path, longest_s: float = PLAYER_SECONDS) -> bytes:
     sound = resample(sound, rate_hz, PLAYER_RATE_HZ)
     small = io.BytesIO()
     soundfile.write(small, sound, PLAYER_RATE_HZ, format="MP3", subtype="MPEG_LAYER_III",
-                    bitrate_mode="CONSTANT", compression_level=0.85)
+                    bitrate_mode="CONSTANT", compression_level=0.9)
     return small.getvalue()
 
 
@@ -166,9 +169,11 @@ def resample(sound: np.ndarray, from_hz: int, to_hz: int) -> np.ndarray:
     """Mono sound at another rate, through its spectrum: nothing above half the new rate is kept."""
     if from_hz == to_hz or not len(sound):
         return sound
-    count = max(round(len(sound) * to_hz / from_hz), 1)
-    spectrum = np.fft.rfft(sound)[: count // 2 + 1]
-    return (np.fft.irfft(spectrum, count) * (count / len(sound))).astype(np.float32)
+    padded = np.pad(sound, (0, -len(sound) % from_hz))  # whole seconds: a fast transform
+    count = len(padded) // from_hz * to_hz
+    spectrum = np.fft.rfft(padded)[: count // 2 + 1]
+    there = np.fft.irfft(spectrum, count) * (count / len(padded))
+    return there[: round(len(sound) * to_hz / from_hz)].astype(np.float32)
 
 
 def data_uri(data: bytes, kind: str) -> str:
@@ -189,10 +194,62 @@ def listen(thing: Picture | np.ndarray | str | Path, title: str = "") -> HTML:
                 midi = Path(thing)
             else:
                 pianoroll.save_midi(as_picture(thing), midi)
-            audio.midi_to_wav(midi, wav, sample_rate=44_100)
+            audio.midi_to_wav(midi, wav, sample_rate=PLAYER_RATE_HZ)
             mp3 = mp3_of(wav)
     label = html.escape(one_line(title, 80))
     caption = f"<figcaption>{label}</figcaption>" if label else ""
     return HTML(f'<figure style="margin:0">{caption}<audio controls preload="metadata" '
                 f'aria-label="{label or "player"}" src="{data_uri(mp3, "audio/mpeg")}"></audio>'
                 "</figure>")
+
+
+# ---------------------------------------------------------------- gallery
+
+
+def seconds_and_steps(picture: Picture) -> list[tuple[float, int]]:
+    """Pairs (second, column) where the tempo changes, from the first column to the last."""
+    changes = [(0, picture.tempo_bpm), *picture.tempo_changes]
+    steps = [*(step for step, _ in changes), picture.levels.shape[1]]
+    length_s = [(after - step) * 60 / bpm / picture.steps_per_beat
+                for (step, bpm), after in zip(changes, steps[1:], strict=True)]
+    pairs = zip([0.0, *np.cumsum(length_s).tolist()], steps, strict=True)
+    last = picture.levels.shape[1]
+    return [(round(second, 3), step) for second, step in pairs if step in (0, last) or step < last]
+
+
+def pixels_of(picture: Picture) -> bytes:
+    """A picture as a colour PNG, a pixel for each step, low notes at the bottom, cropped."""
+    low, high = sounding_rows([picture])
+    low, high = max(low - picture.lowest_pitch, 0), max(high - picture.lowest_pitch, 1)
+    image = PILImage.fromarray(np.ascontiguousarray(picture.levels[low:high][::-1]), mode="P")
+    image.putpalette((COLORS(np.arange(256))[:, :3] * 255).round().astype(np.uint8).tobytes())
+    small = io.BytesIO()
+    image.save(small, "PNG", optimize=True)
+    return small.getvalue()
+
+
+def gallery(pieces: Iterable[tuple[str, Picture, str | Path]], path: str | Path,
+            title: str = "Music through pictures") -> Path:
+    """Write one page that opens offline. `pieces` holds title, picture and WAV of each piece."""
+    articles = []
+    for name, picture, wav_path in pieces:
+        times, steps = seconds_and_steps(picture), picture.levels.shape[1]
+        label = html.escape(one_line(name, 120))
+        facts = (f"{int((picture.levels > pianoroll.HELD).sum()):,} notes · {times[-1][0]:.1f} s · "
+                 f"{picture.tempo_bpm:.0f} beats a minute")
+        wide = f' style="min-width:{steps * 2}px"' if steps > 400 else ""  # longer ones scroll
+        articles.append(
+            f'<article><h2>{label}</h2><p>{facts}</p><div class="scroll">'
+            f'<div class="roll" role="slider" tabindex="0" aria-label="Position in {label}" '
+            f'aria-valuemin="0" aria-valuemax="{times[-1][0]:.0f}" aria-valuenow="0" '
+            f'data-times="{json.dumps(times)}"{wide}>'
+            f'<img src="{data_uri(pixels_of(picture), "image/png")}" alt="Piano roll of {label}">'
+            '<div class="playhead"></div></div></div><audio controls preload="metadata" '
+            f'aria-label="Player for {label}" '
+            f'src="{data_uri(mp3_of(wav_path, GALLERY_SECONDS), "audio/mpeg")}"></audio></article>')
+    template = string.Template(Path(__file__).with_name("gallery.html").read_text("utf-8"))
+    page = template.substitute(title=html.escape(title), pieces="\n".join(articles),
+                               background=matplotlib.colors.to_hex(COLORS(0)))
+    with pianoroll.atomic(path) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    return Path(path)
