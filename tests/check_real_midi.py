@@ -5,6 +5,7 @@ Round trip on the grid for all of them; note for note against pretty_midi for so
 
 import argparse
 import collections
+import sys
 import tempfile
 import warnings
 from pathlib import Path
@@ -12,8 +13,11 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from conftest import REAL_MIDI, SOUND_COLLECTIONS, real_files
-from test_pianoroll import ticks_by_pretty_midi, ticks_by_symusic
+from real_midi import REAL_MIDI, ROOT, SOUND_COLLECTIONS, real_files
+
+sys.path.insert(0, str(ROOT))
+
+from test_pianoroll import count_differing, count_notes_without_length
 from utils import pianoroll
 
 
@@ -42,15 +46,13 @@ def main() -> None:
                     print(error)
             print(name, dict(counts))
     warnings.simplefilter("ignore", RuntimeWarning)
-    files, agree, notes, differ, zero = 0, 0, 0, 0, 0
+    totals = collections.Counter()
     for path in real_files(arguments.compare):
-        ours, theirs = ticks_by_symusic(path), ticks_by_pretty_midi(path)
-        files, notes = files + 1, notes + sum(ours.values())
-        agree += ours == theirs
-        differ += sum((ours - theirs).values())
-        zero += sum(count for note, count in ours.items() if note[0] == note[1])
-    print(f"symusic and pretty_midi: {agree} of {files} files agree note for note; "
-          f"of {notes} notes {differ} differ, {zero} have no length")
+        notes, differing = count_differing(path)
+        totals += collections.Counter(files=1, agree=differing == 0, notes=notes,
+                                      differing=differing,
+                                      without_length=count_notes_without_length(path))
+    print("read_midi and pretty_midi:", dict(totals))
 
 
 if __name__ == "__main__":

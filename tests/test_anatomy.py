@@ -6,7 +6,7 @@ import statistics
 import nbformat
 import pytest
 
-from conftest import ROOT
+from real_midi import ROOT
 
 PATHS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 NOTEBOOKS = {path.stem: nbformat.read(path, as_version=4) for path in PATHS}

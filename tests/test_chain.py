@@ -13,7 +13,7 @@ import soundfile
 from PIL import Image
 
 from chain import fresh_copy, parameters_for, run_chain, value_of
-from conftest import REAL_MIDI, ROOT
+from real_midi import REAL_MIDI, ROOT
 from utils import pianoroll
 
 SMALL = {"train_steps": 6, "batch_size": 4, "count": 2, "sampling_steps": 4, "01.max_files": 6}
