@@ -42,41 +42,24 @@ MINOR_SCALE = (0, 2, 3, 5, 7, 8, 10)  # natural; the dominant chord raises its l
 
 MAJOR_HARMONY = {
     "opening": (
-        "I | V43 I6 | IV ii6 | V",
-        "I | vi | ii6 | V",
-        "I IV64 | I V65 | I ii6 | V",
-        "I V6 | vi iii | IV I6 | V",
-        "I | IV | I6 ii65 | V",
-        "I V65 | I | V65/V | V",
-        "I I6 | IV | ii V65/V | V",
-        "I | iii | IV | I64 V",
-        "I viio6 | I6 | IV V7/V | V",
+        "I | V43 I6 | IV ii6 | V", "I | vi | ii6 | V", "I IV64 | I V65 | I ii6 | V",
+        "I V6 | vi iii | IV I6 | V", "I | IV | I6 ii65 | V", "I V65 | I | V65/V | V",
+        "I I6 | IV | ii V65/V | V", "I | iii | IV | I64 V", "I viio6 | I6 | IV V7/V | V",
         "I V42/IV | IV6 iv6 | I64 V7/V | V",
     ),
     "close": (
-        "I | IV | I64 V7 | I",
-        "I | vi ii65 | I64 V7 | I",
-        "I V43 | I6 IV | ii65 V7 | I",
-        "I V7/IV | IV iv | I64 V7 | I",
-        "I V6 | vi V7/ii | ii65 V7 | I",
-        "I I6 | IV ii65 | V7 | I",
-        "I | V7 vi | ii65 V7 | I",
-        "I6 IV | V7/V | I64 V7 | I",
+        "I | IV | I64 V7 | I", "I | vi ii65 | I64 V7 | I", "I V43 | I6 IV | ii65 V7 | I",
+        "I V7/IV | IV iv | I64 V7 | I", "I V6 | vi V7/ii | ii65 V7 | I", "I I6 | IV ii65 | V7 | I",
+        "I | V7 vi | ii65 V7 | I", "I6 IV | V7/V | I64 V7 | I",
     ),
     "sequence": (
-        "V65/vi | vi | V65/V | V",
-        "V65/ii | ii | V65 | I",
-        "IV V | iii vi | ii V7 | I",
-        "I V6 | vi iii6 | IV I6 | ii6 V",
-        "vi iii | IV I | ii vi | V65/V V",
-        "IV | iv6 | I6 | V7/ii",
-        "vi ii6 | V I6 | IV viio6 | iii6 vi",
+        "V65/vi | vi | V65/V | V", "V65/ii | ii | V65 | I", "IV V | iii vi | ii V7 | I",
+        "I V6 | vi iii6 | IV I6 | ii6 V", "vi iii | IV I | ii vi | V65/V V",
+        "IV | iv6 | I6 | V7/ii", "vi ii6 | V I6 | IV viio6 | iii6 vi",
         "vi | V6/vi | vi V42/IV | IV6",
     ),
     "return": (
-        "ii6 | I64 V | V7/V | V7",
-        "IV | I64 | V7/V | V7",
-        "ii65 | V | I64 | V7",
+        "ii6 | I64 V | V7/V | V7", "IV | I64 | V7/V | V7", "ii65 | V | I64 | V7",
         "IV iv | I6 V65/V | V | V7",
     ),
     "vamp": ("I | I", "I | V7", "I IV64 | I V7"),
@@ -84,37 +67,22 @@ MAJOR_HARMONY = {
 }
 MINOR_HARMONY = {
     "opening": (
-        "i | V43 i6 | iv iio6 | V",
-        "i | VI | iv | V",
-        "i V6 | i | iv6 | V",
-        "i | v6 | iv6 | V",
-        "i viio6 | i6 | iio6 | V",
-        "i III | VI | iiø65 | V",
-        "i | iv64 i | bII6 | V",
-        "i V65/iv | iv | i64 V65/V | V",
-        "i VII6 | III | iv iiø65 | V",
+        "i | V43 i6 | iv iio6 | V", "i | VI | iv | V", "i V6 | i | iv6 | V", "i | v6 | iv6 | V",
+        "i viio6 | i6 | iio6 | V", "i III | VI | iiø65 | V", "i | iv64 i | bII6 | V",
+        "i V65/iv | iv | i64 V65/V | V", "i VII6 | III | iv iiø65 | V",
     ),
     "close": (
-        "i | iv | i64 V7 | i",
-        "i | VI iiø65 | i64 V7 | i",
-        "i V43 | i6 iv | iiø65 V7 | i",
-        "i V7/iv | iv bII6 | i64 V7 | i",
-        "i | VI iv | V7 | i",
-        "i V7/VI | VI iio6 | V7 | i",
+        "i | iv | i64 V7 | i", "i | VI iiø65 | i64 V7 | i", "i V43 | i6 iv | iiø65 V7 | i",
+        "i V7/iv | iv bII6 | i64 V7 | i", "i | VI iv | V7 | i", "i V7/VI | VI iio6 | V7 | i",
         "i v6 | iv6 iiø65 | i64 V7 | i",
     ),
     "sequence": (
-        "V65/III | III | V65/iv | iv",
-        "iv V7/III | III VI | iio6 V7 | i",
-        "VI | III6 | iv | i6",
-        "III VII6 | i v6 | VI III6 | iv V",
-        "i | VII | VI | V",
+        "V65/III | III | V65/iv | iv", "iv V7/III | III VI | iio6 V7 | i", "VI | III6 | iv | i6",
+        "III VII6 | i v6 | VI III6 | iv V", "i | VII | VI | V",
         "III V65/III | III | VI V65/VI | VI",
     ),
     "return": (
-        "iv | i64 | V7/V | V7",
-        "iiø65 | V | i64 | V7",
-        "VI | iv6 | V65/V | V7",
+        "iv | i64 | V7/V | V7", "iiø65 | V | i64 | V7", "VI | iv6 | V65/V | V7",
         "iv bII6 | V42 i6 | viio7/V | V7",
     ),
     "vamp": ("i | i", "i | V7", "i iv64 | i V7"),
@@ -200,7 +168,7 @@ STYLES = (
           bass=(36, 48), inner=(52, 65), centre=76),
     Style("minuet", (3, 4), (104, 132), "minuet",
           (("b---t---w---",), ("b-------....", "..1-2-3-2-.."), ("b---f---b---",)),
-          bass=(43, 55), inner=(55, 67), centre=77),
+          bass=(47, 58), inner=(59, 70), centre=76),
     Style("march", (4, 4), (108, 126), "brisk",
           (("b-..f-..b-..f-..", "....c-......c.c."), ("b---b---b---w---", "..c...c...c...c."),
            ("b-..c-..b---....",)),
@@ -369,10 +337,11 @@ def fit(rhythm, contour, start, spans, before, aim, homeward: bool) -> list[Tone
         rub = sum(weight for degree, chord, weight in zip(degrees, chords, weights, strict=True)
                   if is_foreign(degree, chord))
         leap = abs(first - before)
-        octave_with_bass = chords[0].scale[first % 7] == chords[0].bass
+        doubled_bass = sum(chord.scale[degree % 7] == chord.bass and onset % 4 == 0 for
+                           degree, chord, (onset, _) in zip(degrees, chords, rhythm, strict=True))
         mean_error = abs(sum(degrees) - aim * len(degrees)) // len(degrees)
         far_from_home = homeward and (degrees[-1] + 1) % 7 > 2  # better beside the tonic: 7, 1, 2
-        return (2 * rub + leap + 4 * max(0, leap - 3) + 3 * mean_error + 3 * octave_with_bass
+        return (2 * rub + leap + 4 * max(0, leap - 3) + 3 * mean_error + 4 * doubled_bass
                 + 8 * far_from_home)
 
     first = min(range(aim - 6, aim + 7), key=cost)
@@ -469,18 +438,29 @@ def vary(dice: Dice, line: list[Tone], keep_steps: int, amount: float) -> list[T
 
 
 def melody_pitches(line: list[Tone], spans: list[Span], tonic: int) -> list[int]:
-    """Degrees become pitches in the scale of their chord; 6 is raised beside a raised 7."""
+    """Degrees become pitches in the scale of their chord; a passing 6 rises beside a raised 7."""
     pitches = []
-    for tone, after in zip(line, [*line[1:], line[-1]], strict=True):
-        scale = chord_at(spans, tone.start).scale
-        pitch = tonic + scale[tone.degree % 7] + 12 * (tone.degree // 7)
-        gap = chord_at(spans, after.start).scale[6] - scale[5]
-        meets_leading_note = tone.degree % 7 == 5 and after.degree == tone.degree + 1 and gap == 3
-        pitches.append(pitch + meets_leading_note)
+    chords = [chord_at(spans, tone.start) for tone in line]
+    for index, (tone, chord) in enumerate(zip(line, chords, strict=True)):
+        pitch = tonic + chord.scale[tone.degree % 7] + 12 * (tone.degree // 7)
+        if tone.degree % 7 == 5 and is_foreign(tone.degree, chord):
+            sevenths = [chords[n].scale[6] for n in (index - 1, index + 1)
+                        if 0 <= n < len(line) and line[n].degree == tone.degree + 1]
+            pitch += any(seventh - chord.scale[5] == 3 for seventh in sevenths)
+        pitches.append(pitch)
     return pitches
 
 
 # ------------------------------------------------------------------------------ accompaniment
+
+
+class Sound(NamedTuple):
+    """A note before its loudness and hand are known."""
+
+    start: int  # steps
+    length: int
+    pitch: int  # MIDI
+    part: str  # melody, filler, bass, inner
 
 
 class Voicing(NamedTuple):
@@ -535,14 +515,12 @@ def bass_pitch(sign: str, voicing: Voicing, following: Voicing, lowest: int, ton
     return bass
 
 
-def play_layer(layer, bar_start, voicings, style, tonic):
-    """Notes (start, length, pitch, part) of one texture string over one bar's harmony."""
-    notes, sign, index = [], ".", 0
-    starts = {voicing.span.start: n for n, voicing in enumerate(voicings)}
-    strikes = []
+def play_layer(layer, bar_start, voicings, style, tonic) -> list[Sound]:
+    """One texture string over one bar; what is held strikes again when the chord changes."""
+    notes, strikes, sign = [], [], "."
     for step, char in enumerate(layer, bar_start):
-        new_chord = step in starts
         index = next(n for n, v in enumerate(voicings) if v.span.start <= step < v.span.end)
+        new_chord = step == voicings[index].span.start
         if char == "-" and not (new_chord and sign != "."):
             continue
         sign = sign if char == "-" else "b" if new_chord and char in "ftw" else char
@@ -552,27 +530,26 @@ def play_layer(layer, bar_start, voicings, style, tonic):
         voicing, following = voicings[index], voicings[min(index + 1, len(voicings) - 1)]
         if sign in "bftw":
             pitch = bass_pitch(sign, voicing, following, style.bass[0], tonic)
-            notes.append((step, end - step, pitch, "bass"))
+            notes.append(Sound(step, end - step, pitch, "bass"))
         elif sign != ".":
             chosen = {"c": voicing.inner, "u": voicing.inner[1:]}.get(sign)
             chosen = chosen or (voicing.inner[int(sign) - 1],)
-            notes += [(step, end - step, pitch, "inner") for pitch in chosen]
+            notes += [Sound(step, end - step, pitch, "inner") for pitch in chosen]
     return notes
 
 
-def suspend(notes):
+def suspend(sounds: list[Sound]) -> list[Sound]:
     """Where an inner voice steps down into a long note, it comes a beat late: it is suspended."""
-    late = list(notes)
-    for i, (start, length, pitch, part) in enumerate(notes):
-        if part != "inner" or length < 8 or start % 16:
+    late = list(sounds)
+    for i, new in enumerate(sounds):
+        if new.part != "inner" or new.length < 8 or new.start % 16:
             continue
-        held = [j for j, n in enumerate(notes) if n[3] == part and n[0] + n[1] == start
-                and n[2] - pitch in (1, 2)]
-        clash = any(n[0] == start and n[2] == pitch + d for n in notes for d in (1, 2))
-        if held and not clash:
-            j = held[0]
-            late[j] = (notes[j][0], notes[j][1] + 4, notes[j][2], part)
-            late[i] = (start + 4, length - 4, pitch, part)
+        old = [j for j, sound in enumerate(sounds) if sound.part == "inner"
+               and sound.start + sound.length == new.start and sound.pitch - new.pitch in (1, 2)]
+        rubs = any(s.start == new.start and s.pitch - new.pitch in (1, 2) for s in sounds)
+        if old and not rubs:
+            late[old[0]] = sounds[old[0]]._replace(length=sounds[old[0]].length + 4)
+            late[i] = new._replace(start=new.start + 4, length=new.length - 4)
     return late
 
 
@@ -621,65 +598,67 @@ def tonic_pitch(key: str) -> int:
     return 58 + (pitch_class - 58) % 12
 
 
-def shifted(items, steps: int) -> list:
-    """Tones or spans, later by some steps."""
-    if items and isinstance(items[0], Span):
-        return [Span(s.start + steps, s.end + steps, s.chord) for s in items]
-    return [item._replace(start=item.start + steps) for item in items]
-
-
 def compose(number: int, seed: int) -> Piece:
-    """One piece: form, harmony, melody, accompaniment, dynamics."""
+    """One piece: harmony and melody of each section, the sections in a row, then all the voices."""
     dice = Dice(seed * 1_000_003 + 1_000 + number)
     style, key = STYLES[number % len(STYLES)], deal_key(number, seed)
     minor, tonic, bar = key.endswith("m"), tonic_pitch(key), bar_steps(style)
-    table = MINOR_HARMONY if minor else MAJOR_HARMONY
     before, form, after = dice.pick(FORMS[bar])
-    parts = [part for part in (before, *form, after) if part]
-
-    harmony = {
-        "A": f"{dice.pick(table['opening'])} | {dice.pick(table['close'])}",
-        "B": f"{dice.pick(table['sequence'])} | {dice.pick(table['return'])}",
-        "coda": dice.pick(table["coda"]),
-        "vamp": dice.pick(table["vamp"]),
-    }
-    harmony = {letter: read_harmony(text, style, minor) for letter, text in harmony.items()}
-    motifs = {}
-    for letter in "ab":
-        rhythm = read_rhythm(invent_rhythm(dice, style))
-        motifs[letter] = rhythm, invent_contour(dice, len(rhythm))
-    plain = {"vamp": []}
-    aim = next(d for d in range(14) if tonic + 12 * (d // 7) + MAJOR_SCALE[d % 7] >= style.centre)
-    for letter, height in (("A", 0), ("B", 2), ("coda", -1)):
-        plan = dice.pick(PLANS[letter])
-        plain[letter] = write_line(dice, style, plan, motifs, harmony[letter], aim + height, aim)
+    harmony = invent_harmony(dice, style, minor)
+    melody = invent_melody(dice, style, harmony, tonic)
 
     sections, spans, line, start = [], [], [], 0
-    for index, letter in enumerate(parts):
-        steps, again = harmony[letter][-1].end, parts[:index].count(letter)
+    letters = [letter for letter in (before, *form, after) if letter]
+    for index, letter in enumerate(letters):
+        steps, again = harmony[letter][-1].end, letters[:index].count(letter)
         level = SECTION_LEVEL[letter] + dice.between(-3, 3) + (0, dice.pick((-8, 5)), 8, 4)[again]
         sections.append(Section(letter, start, steps, level))
-        spans += shifted(harmony[letter], start)
-        line += shifted(vary(dice, plain[letter], 2 * bar, 0.3 * again + 0.1), start)
+        spans += [Span(s.start + start, s.end + start, s.chord) for s in harmony[letter]]
+        line += [tone._replace(start=tone.start + start)
+                 for tone in vary(dice, melody[letter], 2 * bar, 0.3 * again + 0.1)]
         start += steps
-    last = spans[-1].chord
+    last = spans[-1].chord  # the last chord is a plain triad, the last note as long as its bar
     triad = last._replace(degrees=last.degrees[:3], tones=last.tones[:3])
     spans[-1] = spans[-1]._replace(chord=triad)
     phrase_starts = {s.start + n for s in sections for n in range(0, s.steps, 4 * bar)}
     line = add_pickups(line, phrase_starts, dice.between(0, 3))
     line[-1] = line[-1]._replace(length=start - line[-1].start)
 
-    raw = [(t.start, t.length, pitch, "melody")
-           for t, pitch in zip(line, melody_pitches(line, spans, tonic), strict=True)]
-    raw += accompany(sections, spans, style, tonic)
-    raw += second_voice(dice, raw, sections, spans, style, tonic)
-    notes = [Note(*r[:3], loudness(dice, r, sections, style), RIGHT if r[3] in ("melody", "filler")
-                  or (r[3] == "inner" and style.suspensions) else LEFT) for r in raw]
-    tempo_bpm = dice.between(*style.tempo_bpm)
-    return Piece(number, style, key, tempo_bpm, start // bar, untangle(notes))
+    sounds = [Sound(tone.start, tone.length, pitch, "melody")
+              for tone, pitch in zip(line, melody_pitches(line, spans, tonic), strict=True)]
+    sounds += accompany(sections, spans, style, tonic)
+    sounds += second_voice(dice, sounds, sections, spans, style, tonic)
+    right = ("melody", "filler", "inner") if style.suspensions else ("melody", "filler")
+    notes = [Note(*sound[:3], loudness(dice, sound, sections, style),
+                  RIGHT if sound.part in right else LEFT) for sound in sounds]
+    return Piece(number, style, key, dice.between(*style.tempo_bpm), start // bar, untangle(notes))
 
 
-def accompany(sections, spans, style, tonic):
+def invent_harmony(dice: Dice, style: Style, minor: bool) -> dict[str, list[Span]]:
+    """The chords of each kind of section."""
+    table = MINOR_HARMONY if minor else MAJOR_HARMONY
+    roles = {"A": ("opening", "close"), "B": ("sequence", "return"), "coda": ("coda",),
+             "vamp": ("vamp",)}
+    return {letter: read_harmony(" | ".join(dice.pick(table[role]) for role in names), style, minor)
+            for letter, names in roles.items()}
+
+
+def invent_melody(dice: Dice, style: Style, harmony, tonic: int) -> dict[str, list[Tone]]:
+    """Two motifs, and the line that each kind of section makes of them; none over a vamp."""
+    motifs = {}
+    for letter in "ab":
+        rhythm = read_rhythm(invent_rhythm(dice, style))
+        motifs[letter] = rhythm, invent_contour(dice, len(rhythm))
+    heights = (tonic + 12 * (d // 7) + MAJOR_SCALE[d % 7] for d in range(14))
+    aim = next(d for d, pitch in enumerate(heights) if pitch >= style.centre)
+    lines = {"vamp": []}
+    for letter, height in (("A", 0), ("B", 2), ("coda", -1)):
+        plan = dice.pick(PLANS[letter])
+        lines[letter] = write_line(dice, style, plan, motifs, harmony[letter], aim + height, aim)
+    return lines
+
+
+def accompany(sections, spans, style, tonic) -> list[Sound]:
     """Bass and inner voices of the whole piece, bar by bar in the section's texture."""
     bar, voicings = bar_steps(style), lead_voices(spans, style, tonic)
     main, middle, closing = style.textures
@@ -692,19 +671,19 @@ def accompany(sections, spans, style, tonic):
             for layer in closing if fourth_bar else texture:
                 notes += play_layer(layer, start, voicings, style, tonic)
     final_bar = spans[-1].end - bar
-    notes = [note for note in notes if note[0] < final_bar]
+    notes = [note for note in notes if note.start < final_bar]
     final = voicings[-1]
     low = final.bass - 12 if final.bass - 12 >= 28 else final.bass
-    notes += [(final_bar, bar, pitch, "bass") for pitch in sorted({low, final.bass})]
-    notes += [(final_bar, bar, pitch, "inner") for pitch in final.inner]
+    notes += [Sound(final_bar, bar, pitch, "bass") for pitch in sorted({low, final.bass})]
+    notes += [Sound(final_bar, bar, pitch, "inner") for pitch in final.inner]
     return suspend(notes) if style.suspensions else notes
 
 
-def second_voice(dice, melody, sections, spans, style, tonic):
+def second_voice(dice, sounds, sections, spans, style, tonic) -> list[Sound]:
     """A chord note a third to a sixth below the long notes of the melody, in some places."""
     notes = []
     duet = dice.chance(0.4)
-    for start, length, pitch, part in melody:
+    for start, length, pitch, part in sounds:
         if part != "melody" or length < 4 or start % 4:
             continue
         letter = next(s.letter for s in sections if s.start <= start < s.start + s.steps)
@@ -713,13 +692,13 @@ def second_voice(dice, melody, sections, spans, style, tonic):
         tones = chord_at(spans, start).tones
         below = [p for p in range(pitch - 3, pitch - 10, -1) if (p - tonic) % 12 in tones]
         if below and below[0] > style.inner[1]:
-            notes.append((start, length, below[0], "filler"))
+            notes.append(Sound(start, length, below[0], "filler"))
     return notes
 
 
-def loudness(dice, note, sections, style) -> int:
+def loudness(dice, sound, sections, style) -> int:
     """Velocity: section and phrase, then metre and syncopation, voice and height, then a touch."""
-    start, length, pitch, part = note
+    start, length, pitch, part = sound
     bar, beat = bar_steps(style), 6 if style.metre == (6, 8) else 4
     section = next(s for s in sections if s.start <= start < s.start + s.steps)
     number, step = divmod(start - section.start, bar)

@@ -10,6 +10,8 @@ from pathlib import Path
 import mido
 import pytest
 
+from utils import pianoroll
+
 ROOT = Path(__file__).resolve().parents[1]
 MIDI = ROOT / "data" / "midi"
 STEP = 120  # ticks: a sixteenth at 480 ticks a quarter note
@@ -128,6 +130,13 @@ def test_the_file_holds_the_notes_on_the_grid(corpus):
         assert all(start % STEP == 0 and end % STEP == 0 for start, end, *_ in notes)
         written = sorted((s // STEP, (e - s) // STEP, p, v, c) for s, e, p, v, c in notes)
         assert written == sorted(tuple(note) for note in piece.notes)
+
+
+def test_the_picture_of_a_file_holds_its_notes_exactly(corpus):
+    for name, (piece, _) in corpus.items():
+        picture = pianoroll.read_midi(MIDI / name)
+        painted = {tuple(row) for row in pianoroll.notes_of(picture).tolist()}
+        assert painted == {(n.start, n.length, n.pitch, n.velocity) for n in piece.notes}, name
 
 
 # --------------------------------------------------------------------------------- the corpus
@@ -322,3 +331,21 @@ def test_melody_moves_mostly_by_step(pieces):
     total = sum(moves.values())
     assert sum(moves[n] for n in range(5)) / total > 0.75
     assert sum(count for size, count in moves.items() if size > 12) / total < 0.01
+
+
+def test_outer_voices_seldom_move_in_parallel_octaves(pieces):
+    """On the beats, between the top of the right hand and the lowest note of the left."""
+    parallel = moves = 0
+    for piece in pieces:
+        top, low = {}, {}
+        for n in piece.notes:
+            if n.hand == compose.RIGHT:
+                top[n.start] = max(n.pitch, top.get(n.start, 0))
+            elif n.pitch < 58:
+                low[n.start] = min(n.pitch, low.get(n.start, 127))
+        for a, b in pairwise(sorted(s for s in top.keys() & low.keys() if s % 4 == 0)):
+            if top[a] != top[b]:
+                moves += 1
+                octaves = [(top[step] - low[step]) % 12 == 0 for step in (a, b)]
+                parallel += all(octaves) and low[a] != low[b]
+    assert parallel / moves < 0.05
