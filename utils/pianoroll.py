@@ -89,10 +89,12 @@ def paint(notes: np.ndarray, pitches: int, steps: int, lowest_pitch: int = 0) ->
     head = row * steps + start
     length = np.minimum(length[inside], steps - start)
     total = np.cumsum(length)
-    for part in np.split(np.arange(len(head)), np.flatnonzero(np.diff(total >> 22)) + 1):
-        offset = np.arange(length[part].sum()) - np.repeat(total[part] - length[part], length[part])
-        offset += total[part[0]] - length[part[0]] if len(part) else 0
-        levels[np.repeat(head[part], length[part]) + offset] = HELD
+    first = head - (total - length)  # cell number minus the number of cells painted before it
+    cuts = np.flatnonzero(np.diff(total >> 22)) + 1  # a few million cells at a time
+    for begin, end in zip([0, *cuts], [*cuts, len(head)], strict=True):
+        cells = np.repeat(first[begin:end], length[begin:end])
+        cells += np.arange(total[begin] - length[begin], total[end - 1]) if len(cells) else 0
+        levels[cells] = HELD
     levels[head] = ONSET + velocity
     return levels.reshape(pitches, steps)
 
@@ -135,17 +137,15 @@ def read_midi(path: str | Path, steps_per_beat: int = 4, pedal: bool = False) ->
     path = Path(path)
     score = _parse(path)
     per_step = score.ticks_per_quarter / steps_per_beat
-    ticks = np.concatenate([_track_notes(t, pedal) for t in score.tracks if not t.is_drum]
-                           or [np.zeros((0, 4), dtype=np.int64)])
-    ticks = ticks[(ticks[:, 3] > 0) & (ticks[:, 0] >= 0)]
-    if not len(ticks):
+    start_tick, end_tick, pitch, velocity = _notes_in_ticks(score, pedal)
+    if not len(start_tick):
         raise MusicError(f"{path}: no notes (drums are left out); choose another file")
-    start = np.floor(ticks[:, 0] / per_step + 0.5).astype(np.int64)
-    end = np.minimum(np.floor(ticks[:, 1] / per_step + 0.5).astype(np.int64), MAX_STEPS)
-    if start.max() >= MAX_STEPS:
-        raise MusicError(f"{path}: a note at step {start.max():,}, past the limit of {MAX_STEPS:,};"
-                         " the file is damaged, leave it out")
-    notes = np.stack([start, np.maximum(end - start, 1), ticks[:, 2], ticks[:, 3]], axis=1)
+    start = np.floor(start_tick / per_step + 0.5).astype(np.int64)
+    end = np.minimum(np.floor(end_tick / per_step + 0.5).astype(np.int64), MAX_STEPS)
+    if start.min() < 0 or start.max() >= MAX_STEPS:
+        raise MusicError(f"{path}: a note lies past {MAX_STEPS // steps_per_beat:,} beats, about 18 "
+                         "hours; the file is damaged, leave it out")
+    notes = np.stack([start, np.maximum(end - start, 1), pitch, velocity], axis=1)
     levels = paint(notes, 128, int((start + notes[:, 1]).max()))
     changes = _tempo_changes(score, per_step)
     tempo_bpm = next((bpm for step, bpm in reversed(changes) if step <= 0), 120.0)
@@ -176,26 +176,56 @@ def _parse(path: Path) -> symusic.Score:
     return score
 
 
-def _track_notes(track: symusic.Track, pedal: bool) -> np.ndarray:
-    """A track's notes, int64 `[N, 4]`: start tick, end tick, pitch, velocity.
+def _notes_in_ticks(score: symusic.Score, pedal: bool) -> tuple[np.ndarray, ...]:
+    """All notes but drums, four int64 arrays `[N]`: start tick, end tick, pitch, velocity.
 
     Where notes of one pitch overlap, symusic pairs the first note-on with the first note-off. On a
     piano the first note-off lifts the key, and pretty_midi reads it so too: so do we. A note that
     is released in the tick where it is struck stays (pretty_midi loses it).
     """
-    notes = {name: values.astype(np.int64) for name, values in track.notes.numpy().items()}
-    start, pitch = notes["time"], notes["pitch"]
-    end = start + np.maximum(notes["duration"], 0)
-    offs = np.sort(pitch << 40 | end)
-    first_off = offs[np.minimum(np.searchsorted(offs, pitch << 40 | start, "right"), len(offs) - 1)
-                     ] - (pitch << 40) if len(offs) else end
-    end = np.where(first_off > start, np.minimum(end, first_off), end)
-    if pedal and len(track.pedals):
-        down = track.pedals.numpy()
-        last = np.searchsorted(down["time"], end, side="right") - 1
-        up = (down["time"] + down["duration"])[np.maximum(last, 0)]
-        end = np.where(last >= 0, np.maximum(end, up), end)
-    return np.stack([start, end, pitch, notes["velocity"]], axis=1)
+    tracks = [track for track in score.tracks if len(track.notes) and not track.is_drum]
+    parts = [track.notes.numpy() for track in tracks]
+    start, duration, pitch, velocity = (
+        np.concatenate([part[name] for part in parts] or [[]]).astype(np.int64)
+        for name in ("time", "duration", "pitch", "velocity"))
+    key = np.repeat(np.arange(len(parts)) * 128, [len(part["time"]) for part in parts]) + pitch
+    small = key.astype(np.uint16) if len(parts) <= 512 else key  # 16 bits: numpy's radix sort
+    order = np.argsort(small, kind="stable") if len(parts) else np.zeros(0, dtype=np.int64)
+    if np.any((start[1:] < start[:-1]) & (key[1:] >> 7 == key[:-1] >> 7)):
+        order = np.lexsort((start, key))
+    key, start, pitch, velocity = key[order], start[order], pitch[order], velocity[order]
+    end = start + np.maximum(duration[order], 0)
+    end = _first_note_off(key, start, end)
+    if pedal:
+        for number, track in enumerate(tracks):
+            if len(track.pedals):
+                own = key >> 7 == number
+                end[own] = _ring(end[own], track.pedals.numpy())
+    loud = velocity > 0
+    return start[loud], end[loud], pitch[loud], velocity[loud]
+
+
+def _first_note_off(key: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarray:
+    """Each note's end, or the end of an overlapping note of the same key that comes before it.
+
+    The notes are ordered by key (track and pitch) and start.
+    """
+    overlap = (key[1:] == key[:-1]) & (end[:-1] > start[1:])
+    if not overlap.any():
+        return end
+    some = np.flatnonzero(np.isin(key, key[1:][overlap]))
+    offs = np.sort(key[some] << 33 | end[some])  # ends stay below 2^32
+    at = np.searchsorted(offs, key[some] << 33 | start[some], side="right")
+    first = offs[np.minimum(at, len(offs) - 1)] - (key[some] << 33)
+    end[some] = np.where(first > start[some], np.minimum(end[some], first), end[some])
+    return end
+
+
+def _ring(end: np.ndarray, pedals: dict[str, np.ndarray]) -> np.ndarray:
+    """Ends of notes, each moved to where the sustain pedal that is down there goes up."""
+    last = np.searchsorted(pedals["time"], end, side="right") - 1
+    up = (pedals["time"] + pedals["duration"])[np.maximum(last, 0)]
+    return np.where(last >= 0, np.maximum(end, up), end)
 
 
 def _tempo_changes(score: symusic.Score, ticks_per_step: float) -> list[tuple[int, float]]:
