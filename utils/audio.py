@@ -41,6 +41,7 @@ class WavFacts:
     """What was measured on a WAV. `peak` and `rms` are amplitudes, 1.0 is full scale."""
 
     seconds: float
+    midi_seconds: float
     sample_rate: int
     peak: float
     rms: float
@@ -201,4 +202,4 @@ def check_wav(wav_path: str | Path, midi_seconds: float, name: str | Path = "") 
         raise MusicError(f"{name}: silent; try another sound_font")
     if peak >= CLIPPED:
         raise MusicError(f"{name}: clipped, its peaks reach full scale; render it again")
-    return WavFacts(seconds, rate_hz, peak, rms)
+    return WavFacts(seconds, midi_seconds, rate_hz, peak, rms)

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import soundfile
 from IPython.display import HTML, Image, display
@@ -143,9 +144,14 @@ def look(pictures: Picture | np.ndarray | Sequence, titles: str | Sequence[str] 
          columns: int = 4, seconds: bool = False) -> None:
     """Show one picture or many in the notebook. For what the arguments mean see `figure_of`."""
     pictures = as_pictures(pictures)
-    figure = figure_of(pictures, titles, columns, seconds)
     notes = ", ".join(str(int((p.levels > pianoroll.HELD).sum())) for p in pictures)
-    display(Image(png_of(figure), alt=f"Piano rolls with {notes} notes"))
+    show_figure(figure_of(pictures, titles, columns, seconds), f"Piano rolls with {notes} notes")
+
+
+def show_figure(figure: Figure, alt: str = "") -> None:
+    """Show any matplotlib figure as a small PNG, once; `alt` says in words what it shows."""
+    plt.close(figure)  # or the notebook would show it again, larger
+    display(Image(png_of(figure), alt=alt))
 
 
 # ---------------------------------------------------------------- listen
