@@ -11,10 +11,12 @@ conversions below turn one into another, and the samplers all work from a guess 
 import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from utils.files import MusicError
+from utils.pianoroll import DIFFUSION, from_planes
 
 # ---------------------------------------------------------------- noise schedule
 
@@ -170,6 +172,43 @@ def sample(predict_x_0: Callable[[Tensor, Tensor], Tensor], x_t: Tensor, alpha_b
             x_t = dpm_solver_step(x_t, x_0, a_t, a_s, before, a_before)
         before, a_before = x_0, a_t
     return x_t
+
+
+@torch.no_grad()
+def paint(network: torch.nn.Module, count: int, sampler: str = "ddpm", sampling_steps: int = 50,
+          seed: int = 0, batch_size: int = 32,
+          callback: Callable[[int, Tensor, Tensor], None] | None = None) -> np.ndarray:
+    """New pictures from a `unet.UNet`, levels `uint8 [count, 128, 128]`.
+
+    The same seed on the same device gives the same pictures. Computes in bfloat16 where
+    `fast_bfloat16` says so. `callback` is that of `sample`, called for each batch.
+    """
+    device = next(network.parameters()).device
+    alpha_bar, limits = network.schedule(), network.limits
+    noise_levels = log_snr(alpha_bar).float().to(device)
+    generator = torch.Generator().manual_seed(seed)
+
+    def predict_x_0(x_t: Tensor, t: Tensor) -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16, enabled=fast_bfloat16(device)):
+            return network.x_0(x_t, noise_levels[t])
+
+    painted = [np.zeros((0, DIFFUSION.pitches, DIFFUSION.steps), np.uint8)]
+    for start in range(0, count, batch_size):
+        size = (min(batch_size, count - start), 2, DIFFUSION.pitches, DIFFUSION.steps)
+        x_t = torch.randn(size, generator=generator).to(device)
+        x_0 = sample(predict_x_0, x_t, alpha_bar, sampler, sampling_steps, limits, generator,
+                     callback)
+        painted.append(from_planes(network.planes(x_0).cpu().numpy()))
+    return np.concatenate(painted)
+
+
+def fast_bfloat16(device: str | torch.device) -> bool:
+    """Whether a device multiplies matrices in bfloat16 faster than in float32."""
+    kind = torch.device(device).type
+    if kind == "cpu":
+        features = torch.cpu.get_capabilities()
+        return bool(features.get("amx_bf16") or features.get("avx512_bf16"))
+    return kind == "cuda" and torch.cuda.get_device_capability()[0] >= 8
 
 
 def noise_like(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
