@@ -4,7 +4,7 @@ A picture is a `uint8` array `[pitches, steps]`. Row 0 is the lowest pitch, a co
 the beat grid. Level 0 is silence, 64 a held note, 128 + velocity the column where a note starts.
 """
 
-import io
+import contextlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,12 +13,14 @@ import pretty_midi
 import symusic
 from PIL import Image, PngImagePlugin
 
+from utils import repair
 from utils.files import MusicError, atomic
 
 SILENCE, HELD, ONSET = 0, 64, 128
 VELOCITY_UNKNOWN = 64  # a tail without a head: the note began before the picture
 VELOCITY_TWO_LEVEL = 100  # black-and-white pictures hold no loudness
 MAX_STEPS = 2**19  # 18 hours of sixteenths at 120 bpm; longer files are damaged
+MAX_BYTES = 2**23  # of a MIDI file; more is no piece of music
 LOWEST_PITCH_OF_ROWS = {128: 0, 106: 21}  # for pictures that carry no facts of their own
 PLANE_SOUNDING, PLANE_ONSET = 0.5, 0.25  # thresholds of `from_planes`
 
@@ -128,23 +130,26 @@ def notes_of(picture: Picture) -> np.ndarray:
 # ---------------------------------------------------------------- MIDI → picture
 
 
-def read_midi(path: str | Path, steps_per_beat: int = 4, pedal: bool = False) -> Picture:
+def read_midi(path: str | Path, steps_per_beat: int = 4, pedal: bool = False,
+              careful: bool = False) -> Picture:
     """A whole MIDI file as one picture of 128 rows, on the file's own beat grid, without drums.
 
-    `pedal=True` lets notes ring while the sustain pedal is down. Raises `MusicError` for a file
-    that is not MIDI, is damaged, or has no notes.
+    `pedal=True` lets notes ring while the sustain pedal is down; `careful=True` reads with our own
+    slow parser alone, as damaged files are read. Raises `MusicError` with the reason for a file
+    that is not MIDI, is damaged beyond repair, or has no notes.
     """
     path = Path(path)
-    score = _parse(path)
+    try:
+        score, ticks = _parse(_bytes_of(path), pedal, careful)
+    except MusicError as reason:
+        raise MusicError(f"{path}: {reason}") from None
+    start_tick, end_tick, pitch, velocity = ticks
     per_step = score.ticks_per_quarter / steps_per_beat
-    start_tick, end_tick, pitch, velocity = _notes_in_ticks(score, pedal)
-    if not len(start_tick):
-        raise MusicError(f"{path}: no notes (drums are left out); choose another file")
     start = np.floor(start_tick / per_step + 0.5).astype(np.int64)
     end = np.minimum(np.floor(end_tick / per_step + 0.5).astype(np.int64), MAX_STEPS)
     if start.min() < 0 or start.max() >= MAX_STEPS:
-        raise MusicError(f"{path}: a note lies past {MAX_STEPS // steps_per_beat:,} beats, about 18 "
-                         "hours; the file is damaged, leave it out")
+        raise MusicError(f"{path}: a note lies past {MAX_STEPS // steps_per_beat:,} beats; the "
+                         "file is damaged, leave it out")
     notes = np.stack([start, np.maximum(end - start, 1), pitch, velocity], axis=1)
     levels = paint(notes, 128, int((start + notes[:, 1]).max()))
     changes = _tempo_changes(score, per_step)
@@ -153,27 +158,32 @@ def read_midi(path: str | Path, steps_per_beat: int = 4, pedal: bool = False) ->
                    tuple((step, bpm) for step, bpm in changes if step > 0))
 
 
-def _parse(path: Path) -> symusic.Score:
-    """The file through symusic, or, where that fails, through pretty_midi."""
+def _bytes_of(path: Path) -> bytes:
     if not path.is_file():
-        raise MusicError(f"{path}: no such file; check the path")
-    data = path.read_bytes()
-    if not data.startswith((b"MThd", b"RIFF")):
-        raise MusicError(f"{path}: not a MIDI file (it does not begin with 'MThd'); leave it out")
+        raise MusicError("no such file; check the path")
     try:
-        score = symusic.Score.from_midi(data)
-    except Exception as first:  # the two parsers raise many kinds
-        try:
-            again = io.BytesIO()
-            pretty_midi.PrettyMIDI(io.BytesIO(data)).write(again)
-            score = symusic.Score.from_midi(again.getvalue())
-        except Exception:
-            reason = " ".join(str(first).split())[:120]
-            raise MusicError(f"{path}: damaged MIDI ({reason}); download it again, or leave it out"
-                             ) from None
-    if score.ticks_per_quarter <= 0:
-        raise MusicError(f"{path}: its header gives no ticks per beat; leave it out")
-    return score
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise MusicError(f"cannot be read ({error.strerror}); check its permissions") from None
+    if len(data) > MAX_BYTES:
+        raise MusicError(f"over {MAX_BYTES >> 20} MiB, more than any piece needs; leave it out")
+    return data
+
+
+def _parse(data: bytes, pedal: bool, careful: bool) -> tuple[symusic.Score, tuple]:
+    """The score and its notes in ticks, by symusic; what that finds unsound is repaired first."""
+    if not careful and repair.is_whole(data):
+        with contextlib.suppress(Exception):  # symusic raises many kinds
+            score = symusic.Score.from_midi(data)
+            ticks = start, _, pitch, velocity = _notes_in_ticks(score, pedal)
+            if len(start) and min(start.min(), pitch.min()) >= 0 and velocity.max() < 128:
+                return score, ticks
+    score = symusic.Score.from_midi(repair.repair(data))
+    ticks = _notes_in_ticks(score, pedal)
+    if not len(ticks[0]):
+        raise MusicError("no notes (drums are left out); choose another file")
+    return score, ticks
 
 
 def _notes_in_ticks(score: symusic.Score, pedal: bool) -> tuple[np.ndarray, ...]:
