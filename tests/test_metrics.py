@@ -151,6 +151,7 @@ def test_hand_made_values():
     assert value([*scale, (40, 1, 61)], "in_key_rate") == pytest.approx(8 / 9)
     assert value(scale, "note_length") == value(scale, "onset_distance") == 1  # beats
     assert value(scale, "note_length", steps_per_beat=8) == 0.5
+    assert value(scale, "onset_distance", steps_per_beat=8) == 0.5
     assert value(scale, "note_length_spread") == value(scale, "onset_distance_spread") == 0
     assert value(scale, "melodic_leap") == pytest.approx(12 / 7)
     assert value(scale, "velocity_spread") == 0
@@ -313,6 +314,17 @@ def test_frechet_is_stable_for_small_sets():
     assert np.allclose(small, full, rtol=0.5)
     close = [metrics.frechet(table, table[at : at + 10]) for at in range(0, 100, 10)]
     assert max(close) < min(small) / 3
+
+
+def test_shrinkage_brings_a_small_set_nearer_its_own_source(monkeypatch):
+    table = metrics.features(music(400, 2), LOWEST)
+
+    def mean_distance():
+        return np.mean([metrics.frechet(table, table[at : at + 10]) for at in range(0, 100, 10)])
+
+    shrunk = mean_distance()
+    monkeypatch.setattr(metrics, "_covariance", lambda x: np.cov(x.T, bias=True))
+    assert shrunk < 0.9 * mean_distance()
 
 
 def test_diversity():
