@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pretty_midi
 import soundfile
+import symusic
 
 from utils import pianoroll, soundfont
 from utils.pianoroll import MusicError
@@ -66,15 +67,17 @@ def midi_to_wav(midi_path: str | Path, wav_path: str | Path,
     if not LOWEST_RATE_HZ <= sample_rate <= HIGHEST_RATE_HZ:
         raise MusicError(f"sample_rate {sample_rate:,} is out of range; give {LOWEST_RATE_HZ:,} "
                          f"to {HIGHEST_RATE_HZ:,}")
-    if sound_font is not None and not Path(sound_font).expanduser().is_file():
-        raise MusicError(f"{sound_font}: no such sound font; give the path of an .sf2 file, or "
-                         "leave sound_font empty")
-    notes = notes_in_seconds(midi_path)
+    font = Path(sound_font).expanduser() if sound_font is not None else default_sound_font()
+    if sound_font is not None:
+        soundfont.check_header(font)
+    data, score = read_score(midi_path)
+    notes = notes_of_score(score)
+    if not len(notes):
+        raise MusicError(f"{midi_path}: no notes, so there is nothing to hear; leave it out")
     midi_s = float(notes[:, 1].max())
     if midi_s > LONGEST_S:
         raise MusicError(f"{midi_path}: lasts {midi_s / 3600:.1f} hours; cut it to 2 or fewer")
-    font = Path(sound_font).expanduser() if sound_font is not None else default_sound_font()
-    sound, note = with_fluidsynth(Path(midi_path), font, sample_rate, midi_s)
+    sound, note = with_fluidsynth(data, font, sample_rate, midi_s)
     renderer = "FluidSynth"
     if sound is None:
         font = font if sound_font is not None else SHIPPED_FONT
@@ -95,26 +98,37 @@ def open_font(path: str) -> soundfont.SoundFont:
     return soundfont.SoundFont(path)
 
 
-def notes_in_seconds(midi_path: str | Path) -> np.ndarray:
-    """All notes of a file, float64 `[N, 6]`: start, end (s), pitch, velocity, program, bank."""
-    parts = []
-    for track in pianoroll._parse(Path(midi_path)).to("second").tracks:
+def read_score(midi_path: str | Path) -> tuple[bytes, symusic.Score]:
+    """A file's bytes and its score in seconds. A damaged one is played as its picture shows it.
+
+    Raises `MusicError` where `pianoroll.read_midi` does: no such file, not MIDI, no notes.
+    """
+    try:
+        data = Path(midi_path).read_bytes()
+        return data, symusic.Score.from_midi(data).to("second")
+    except Exception:  # symusic raises many kinds
+        mended = io.BytesIO()
+        pianoroll.to_midi(pianoroll.read_midi(midi_path)).write(mended)
+        return mended.getvalue(), symusic.Score.from_midi(mended.getvalue()).to("second")
+
+
+def notes_of_score(score: symusic.Score) -> np.ndarray:
+    """All notes, float64 `[N, 6]`: start, end (s), pitch, velocity, program, bank (128: drums)."""
+    parts = [np.zeros((0, 6))]
+    for track in score.tracks:
         notes = {name: values.astype(float) for name, values in track.notes.numpy().items()}
         start, bank = notes["time"], soundfont.DRUM_BANK if track.is_drum else 0
         end = start + np.maximum(notes["duration"], 0)
         parts.append(np.stack([start, end, notes["pitch"], notes["velocity"],
                                np.full_like(start, track.program), np.full_like(start, bank)], 1))
-    notes = np.concatenate(parts or [np.zeros((0, 6))])
-    notes = notes[(notes[:, 3] > 0) & (notes[:, 0] >= 0)]
-    if not len(notes):
-        raise MusicError(f"{midi_path}: no notes, so there is nothing to hear; leave it out")
-    return notes
+    notes = np.concatenate(parts)
+    return notes[(notes[:, 3] > 0) & (notes[:, 3] < 128) & (notes[:, 2] < 128) & (notes[:, 0] >= 0)]
 
 
 # ---------------------------------------------------------------- FluidSynth
 
 
-def with_fluidsynth(midi_path: Path, font: Path, sample_rate: int, midi_s: float
+def with_fluidsynth(data: bytes, font: Path, sample_rate: int, midi_s: float
                     ) -> tuple[np.ndarray | None, str]:
     """Sound float32 `[samples, 2]` and "", or None and the reason why there is none.
 
@@ -125,35 +139,48 @@ def with_fluidsynth(midi_path: Path, font: Path, sample_rate: int, midi_s: float
     program = shutil.which("fluidsynth")
     if program is None:
         return None, "the fluidsynth program is not installed"
-    with tempfile.TemporaryDirectory(prefix="midi2wav-") as folder:
-        midi, wav = Path(folder, "in.mid"), Path(folder, "out.wav")  # plain names for any system
-        shutil.copyfile(midi_path, midi)
-        ask = "import sys, midi2audio as m; m.FluidSynth(sys.argv[1], sys.argv[2])" \
-              ".midi_to_audio(sys.argv[3], sys.argv[4])"
-        calls = [[sys.executable, "-c", ask, font, sample_rate, midi, wav]]
-        calls += [[program, "-ni", "-g", gain, "-r", sample_rate, "-F", wav, font, midi]
-                  for gain in (0.2, 0.04)]
-        reason = ""
-        for call in calls:
-            wav.unlink(missing_ok=True)
-            try:
+    ask = "import sys, midi2audio as m; m.FluidSynth(sys.argv[1], sys.argv[2])" \
+          ".midi_to_audio(sys.argv[3], sys.argv[4])"
+    reason = ""
+    try:
+        with tempfile.TemporaryDirectory(prefix="midi2wav-") as folder:
+            midi, wav = Path(folder, "in.mid"), Path(folder, "out.wav")  # plain names
+            midi.write_bytes(data)
+            calls = [[sys.executable, "-c", ask, font, sample_rate, midi, wav]]
+            calls += [[program, "-ni", "-g", gain, "-r", sample_rate, "-F", wav, font, midi]
+                      for gain in (0.2, 0.04)]
+            for call in calls:
+                wav.unlink(missing_ok=True)
                 ran = subprocess.run([str(part) for part in call], capture_output=True,
-                                     stdin=subprocess.DEVNULL, timeout=60 + 2 * midi_s)
-                sound, rate_hz = soundfile.read(wav, dtype="float32", always_2d=True)
-            except subprocess.TimeoutExpired:
-                return None, "fluidsynth did not come to an end"
-            except (OSError, soundfile.SoundFileError):
-                said = (ran.stderr or ran.stdout).decode(errors="replace").strip().splitlines()
-                reason = f"fluidsynth wrote no sound ({said[-1][:80] if said else 'no message'})"
-                continue
-            peak = float(np.abs(sound).max(initial=0))
-            if rate_hz != sample_rate or len(sound) < midi_s * rate_hz * 0.98:
-                reason = "fluidsynth stopped before the end of the piece"
-            elif peak < SILENT / 10:
-                reason = f"fluidsynth played only silence with {font.name}"
-            elif peak < CLIPPED or call is calls[-1]:
-                return sound, ""
-        return None, reason
+                                     stdin=subprocess.DEVNULL, timeout=60 + 2 * midi_s, check=False)
+                if b"ailed to load" in ran.stderr:  # it would take another font, unasked
+                    return None, f"fluidsynth failed to load {font.name}"
+                sound, peak, reason = _what_came(wav, sample_rate, midi_s, font)
+                if sound is not None and (peak < CLIPPED or call is calls[-1]):
+                    return sound, ""
+                if sound is None and ran.stderr.strip():
+                    said = ran.stderr.decode(errors="replace").strip().splitlines()[-1]
+                    reason += f" ({said[:80]})"
+    except subprocess.TimeoutExpired:
+        reason = "fluidsynth did not come to an end"
+    except OSError as error:
+        reason = f"fluidsynth could not be run ({error.strerror or error})"
+    return None, reason
+
+
+def _what_came(wav: Path, sample_rate: int, midi_s: float, font: Path
+               ) -> tuple[np.ndarray | None, float, str]:
+    """FluidSynth's sound and its peak, or None and what is wrong with it."""
+    try:
+        sound, rate_hz = soundfile.read(wav, dtype="float32", always_2d=True)
+    except (OSError, soundfile.SoundFileError):
+        return None, 0.0, "fluidsynth wrote no sound"
+    peak = float(np.abs(sound).max(initial=0))
+    if rate_hz != sample_rate or len(sound) < midi_s * rate_hz * 0.98:
+        return None, peak, "fluidsynth stopped before the end of the piece"
+    if peak < SILENT / 10:
+        return None, peak, f"fluidsynth played only silence with {font.name}"
+    return sound, peak, ""
 
 
 # ---------------------------------------------------------------- after rendering

@@ -6,6 +6,7 @@
 import base64
 import html
 import io
+import itertools
 import json
 import string
 import tempfile
@@ -214,13 +215,13 @@ def listen(thing: Picture | np.ndarray | str | Path, title: str = "") -> HTML:
 
 def seconds_and_steps(picture: Picture) -> list[tuple[float, int]]:
     """Pairs (second, column) where the tempo changes, from the first column to the last."""
-    changes = [(0, picture.tempo_bpm), *picture.tempo_changes]
-    steps = [*(step for step, _ in changes), picture.levels.shape[1]]
-    length_s = [(after - step) * 60 / bpm / picture.steps_per_beat
-                for (step, bpm), after in zip(changes, steps[1:], strict=True)]
-    pairs = zip([0.0, *np.cumsum(length_s).tolist()], steps, strict=True)
     last = picture.levels.shape[1]
-    return [(round(second, 3), step) for second, step in pairs if step in (0, last) or step < last]
+    changes = [(0, picture.tempo_bpm), *(c for c in picture.tempo_changes if 0 < c[0] < last)]
+    pairs, second = [], 0.0
+    for (step, bpm), (after, _) in itertools.pairwise([*changes, (last, 0)]):
+        pairs.append((round(second, 3), step))
+        second += (after - step) * 60 / bpm / picture.steps_per_beat
+    return [*pairs, (round(second, 3), last)]
 
 
 def pixels_of(picture: Picture) -> bytes:

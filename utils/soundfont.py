@@ -25,6 +25,7 @@ DEFAULTS = {ATTACK: -12000, HOLD: -12000, DECAY: -12000, RELEASE: -12000, SCALE_
             ROOT_KEY: -1}
 NOT_ADDED = {KEYS, VELOCITIES, INSTRUMENT, SAMPLE, LOOPS, ROOT_KEY}  # a preset's value adds, else
 DRUM_BANK = 128
+REMEDY = "give another .sf2 as sound_font, or install FluidSynth"
 
 _PRESET = np.dtype([("name", "S20"), ("program", "<u2"), ("bank", "<u2"), ("bag", "<u2"),
                     ("unused", "V12")])
@@ -51,24 +52,33 @@ def _chunks(data: memoryview) -> Iterator[tuple[bytes, memoryview]]:
         at += 8 + size + size % 2
 
 
+def check_header(path: str | Path) -> None:
+    """Raises `MusicError` for a file that is missing or no sound font."""
+    try:
+        with Path(path).open("rb") as file:
+            head = file.read(12)
+    except OSError as error:
+        raise MusicError(f"{path}: no such sound font that can be read ({error.strerror}); give the"
+                         " path of an .sf2 file, or leave sound_font empty") from None
+    if head[:4] != b"RIFF" or head[8:] != b"sfbk":
+        raise MusicError(f"{path}: not a SoundFont 2 file; {REMEDY}")
+
+
 class SoundFont:
     """The presets and recordings of an `.sf2` file. Raises `MusicError` for any other file."""
 
     def __init__(self, path: str | Path):
-        data = Path(path).read_bytes()
-        remedy = "give another .sf2 as sound_font, or install FluidSynth"
-        if data[:4] != b"RIFF" or data[8:12] != b"sfbk":
-            raise MusicError(f"{path}: not a SoundFont 2 file; {remedy}")
+        check_header(path)
         try:
-            chunks = dict(_chunks(memoryview(data)))
+            chunks = dict(_chunks(memoryview(Path(path).read_bytes())))
             self.sound = np.frombuffer(chunks[b"smpl"], dtype="<i2")  # all recordings, end to end
             self.tables = {name: np.frombuffer(chunks[name], dtype=dtype)
                            for name, dtype in _TABLES.items()}
             compressed = (self.tables[b"shdr"]["type"] & 0x10).any()  # SF3 keeps Ogg Vorbis
         except (KeyError, ValueError):
-            raise MusicError(f"{path}: a damaged sound font; {remedy}") from None
+            raise MusicError(f"{path}: a damaged sound font; {REMEDY}") from None
         if compressed:
-            raise MusicError(f"{path}: a compressed sound font, which needs FluidSynth; {remedy}")
+            raise MusicError(f"{path}: a compressed sound font, which needs FluidSynth; {REMEDY}")
         self.zones = functools.cache(self._zones)
 
     def _bags(self, bags: bytes, generators: bytes, first: int, last: int) -> list[dict[int, int]]:
