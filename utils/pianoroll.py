@@ -175,7 +175,7 @@ def _parse(data: bytes, pedal: bool, careful: bool) -> tuple[symusic.Score, tupl
     """The score and its notes in ticks, by symusic; what that finds unsound is repaired first."""
     if not careful and repair.is_whole(data):
         with contextlib.suppress(Exception):  # symusic raises many kinds
-            score = symusic.Score.from_midi(data)
+            score = symusic.Score.from_midi(data, sanitize_data=True)  # without it, it may crash
             ticks = start, _, pitch, velocity = _notes_in_ticks(score, pedal)
             if len(start) and min(start.min(), pitch.min()) >= 0 and velocity.max() < 128:
                 return score, ticks
