@@ -69,11 +69,22 @@ class Config:
             raise MusicError(f"a network cannot have the configuration {self}")
 
 
-def config_for(levels: np.ndarray, size: str = "small", transpose: int = 6) -> Config:
-    """A network of a size of `SIZES`, with the statistics of pictures `uint8 [N, 128, 128]`.
+def new(levels: np.ndarray, size: str = "small", transpose: int = 6) -> "UNet":
+    """An untrained network that knows the statistics of pictures `uint8 [N, 128, 128]`.
 
-    Its rows are the octaves in which these pictures sound when moved `transpose` semitones.
+    Its shape is one of `SIZES`; its rows are the octaves in which these pictures sound when moved
+    up to `transpose` semitones; and it knows how often each row sounds and starts a note.
     """
+    network = UNet(config_for(levels, size, transpose))
+    often = np.stack([(levels > level).mean(axis=(0, 2)) for level in (0, HELD)])  # [2, 128]
+    window = np.ones(2 * transpose + 1) / (2 * transpose + 1)
+    often = np.stack([np.convolve(row, window, mode="same") for row in often]).clip(1e-5, 0.5)
+    network.prior.copy_(torch.logit(torch.from_numpy(often)).view(1, 2, -1, 1))
+    return network
+
+
+def config_for(levels: np.ndarray, size: str = "small", transpose: int = 6) -> Config:
+    """The configuration of `new`. Raises `MusicError` for an unknown size, or without notes."""
     if size not in SIZES:
         raise MusicError(f"size {size!r}; choose one of {', '.join(SIZES)}")
     onset = levels[levels > HELD] / 255
@@ -169,6 +180,7 @@ class UNet(nn.Module):
                 self.up.append(Resize(nn.ConvTranspose2d(channels, widths[i - 1], 2, stride=2)))
                 channels = widths[i - 1]
         self.norm, self.head = nn.GroupNorm(16, channels), zeroed(nn.Conv2d(channels, 3 * patch, 1))
+        self.register_buffer("prior", torch.zeros(1, 2, DIFFUSION.pitches, 1))  # log odds of rows
         for name, values in (("mean", config.mean), ("std", config.std),
                              ("loud", (1.0, config.onset_mean))):
             self.register_buffer(name, torch.tensor(values).view(1, 2, 1, 1), persistent=False)
@@ -196,8 +208,7 @@ class UNet(nn.Module):
         a = torch.sigmoid(log_snr.float()).view(-1, 1, 1, 1)
         low, high = self.standardise(torch.zeros_like(self.loud)), self.standardise(self.loud)
         middle = a.sqrt() * (high + low) / 2
-        prior = torch.logit(self.mean / self.loud)
-        logits = prior + a.sqrt() * (high - low) * (x_t - middle) / (1 - a)
+        logits = self.prior + a.sqrt() * (high - low) * (x_t - middle) / (1 - a)
         seen = x_t[:, 1:] / a.sqrt() * self.std[:, 1:] + self.mean[:, 1:]
         trust = self.config.onset_std**2
         trust = trust / (trust + (1 - a) / a * self.std[:, 1:] ** 2)
