@@ -16,6 +16,11 @@ class MusicError(ValueError):
         return [f"MusicError: {self}"]
 
 
+def printable(name: str) -> str:
+    """A file's name that can be written anywhere: bytes that are no UTF-8 become escapes."""
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 @contextlib.contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it on success, remove it on any failure.

@@ -5,6 +5,8 @@ the beat grid. Level 0 is silence, 64 a held note, 128 + velocity the column whe
 """
 
 import contextlib
+import io
+import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import symusic
 from PIL import Image, PngImagePlugin
 
 from utils import repair
-from utils.files import MusicError, atomic
+from utils.files import MusicError, atomic, printable
 
 SILENCE, HELD, ONSET = 0, 64, 128
 VELOCITY_UNKNOWN = 64  # a tail without a head: the note began before the picture
@@ -154,7 +156,7 @@ def read_midi(path: str | Path, steps_per_beat: int = 4, pedal: bool = False,
     levels = paint(notes, 128, int((start + notes[:, 1]).max()))
     changes = _tempo_changes(score, per_step)
     tempo_bpm = next((bpm for step, bpm in reversed(changes) if step <= 0), 120.0)
-    return Picture(levels, 0, steps_per_beat, tempo_bpm, path.name, 0,
+    return Picture(levels, 0, steps_per_beat, tempo_bpm, printable(path.name), 0,
                    tuple((step, bpm) for step, bpm in changes if step > 0))
 
 
@@ -252,15 +254,17 @@ def windows(picture: Picture, preset: Preset, min_notes: int = 1) -> list[Pictur
     Windows with fewer than `min_notes` onsets are left out, so a long silence costs nothing.
     """
     low = preset.lowest_pitch - picture.lowest_pitch
-    rows = picture.levels[max(low, 0) : low + preset.pitches]
-    high = preset.pitches - max(-low, 0) - len(rows)
-    count = -(-rows.shape[1] // preset.steps)
-    padding = ((max(-low, 0), max(high, 0)), (0, count * preset.steps - rows.shape[1]))
-    cut = np.pad(rows, padding).reshape(preset.pitches, count, preset.steps).swapaxes(0, 1)
-    kept = np.flatnonzero((cut > HELD).sum(axis=(1, 2)) >= min_notes)
-    return [replace(picture, levels=cut[i].copy(), lowest_pitch=preset.lowest_pitch,
-                    start_step=picture.start_step + int(i) * preset.steps, tempo_changes=(),
-                    tempo_bpm=tempo_at(picture, int(i) * preset.steps)) for i in kept]
+    rows = picture.levels[max(low, 0) : max(low + preset.pitches, 0)]
+    cut = []
+    for first in range(0, rows.shape[1], preset.steps):
+        part = rows[:, first : first + preset.steps]
+        if np.count_nonzero(part > HELD) >= min_notes:
+            levels = np.zeros((preset.pitches, preset.steps), dtype=np.uint8)
+            levels[max(-low, 0) :][: len(part), : part.shape[1]] = part
+            cut.append(replace(picture, levels=levels, lowest_pitch=preset.lowest_pitch,
+                               start_step=picture.start_step + first, tempo_changes=(),
+                               tempo_bpm=tempo_at(picture, first)))
+    return cut
 
 
 def tempo_at(picture: Picture, step: int) -> float:
@@ -298,13 +302,21 @@ def save_midi(picture: Picture, path: str | Path) -> Path:
 # ---------------------------------------------------------------- picture ↔ PNG
 
 
-def save_png(picture: Picture, path: str | Path) -> Path:
-    """Write a gray 8-bit PNG whose text chunks carry the picture's facts."""
+def png_bytes(picture: Picture) -> bytes:
+    """A gray 8-bit PNG whose text chunks carry the picture's facts."""
     facts = PngImagePlugin.PngInfo()
     for name in ("lowest_pitch", "steps_per_beat", "tempo_bpm", "source", "start_step"):
         facts.add_text(name, str(getattr(picture, name)))
+    file = io.BytesIO()
+    Image.fromarray(picture.levels).save(file, "PNG", pnginfo=facts, compress_level=1,
+                                         compress_type=zlib.Z_RLE)  # small and fast on such runs
+    return file.getvalue()
+
+
+def save_png(picture: Picture, path: str | Path) -> Path:
+    """Write `png_bytes(picture)`, whole or not at all."""
     with atomic(path) as temporary:
-        Image.fromarray(picture.levels, mode="L").save(temporary, "PNG", pnginfo=facts)
+        temporary.write_bytes(png_bytes(picture))
     return Path(path)
 
 
