@@ -1,10 +1,11 @@
-"""Where MIDI comes from, the split by piece, and conversion in bulk. Explained in notebook 01."""
+"""Collections of MIDI become collections of pictures, in bulk. Explained in notebook 01."""
 
+import collections
+import contextlib
 import csv
 import hashlib
 import json
-import re
-from collections.abc import Callable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,25 +13,17 @@ import joblib
 import numpy as np
 from tqdm import tqdm
 
-from utils import pianoroll
-from utils.files import MusicError, write_json, write_table
+from utils import guard, pianoroll
+from utils.fetch import BUILTIN
+from utils.files import MusicError, atomic, write_json, write_table
 from utils.pianoroll import PRESETS
+from utils.pieces import SPLITS, Piece, choose_pieces, find_midi, official_split, picture_names
+from utils.storage import METADATA, drop_from_shard, load_levels, stream_levels, write_shard
 
-BUILTIN = Path(__file__).parent.parent / "data" / "midi"
-VALID_SHARE = 0.1  # of the pieces, where a collection has no official split
-BATCH = 32  # files to a task, and to a record of what is done
-POP909_TRAIN = 720  # ids up to this one are trained on
-METADATA = ("file_name", "source", "start_step", "tempo")
+__all__ = ["BUILTIN", "Piece", "Summary", "choose_pieces", "convert", "ensure_images", "find_midi",
+           "load_levels", "official_split", "picture_names", "stream_levels"]
 
-
-@dataclass(frozen=True)
-class Piece:
-    """One MIDI file: `source` is its path below the collection, `split` is train or valid."""
-
-    path: str
-    source: str
-    split: str
-    digest: str  # sha256 of the bytes
+BATCH = {"png": 32, "parquet": 256}  # files to a task, to a record of what is done, to a shard
 
 
 @dataclass(frozen=True)
@@ -42,193 +35,219 @@ class Summary:
     pieces: int
 
 
-# ---------------------------------------------------------------- pieces and their split
-
-
-def find_midi(midi_dir: str | Path) -> list[Path]:
-    """Every .mid and .midi file below a folder, any depth, in order. Links are not followed."""
-    folder = BUILTIN if str(midi_dir) == "builtin" else Path(midi_dir)
-    if not folder.is_dir():
-        raise MusicError(f"{midi_dir}: no such folder; set midi_dir to a folder of MIDI files")
-    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in (".mid", ".midi"))
-    if not found:
-        raise MusicError(f"{folder}: no MIDI files (.mid, .midi) in it; set midi_dir to a folder "
-                         "that has some, or to 'builtin'")
-    return found
-
-
-def official_split(folder: Path) -> Callable[[str], str] | None:
-    """The publisher's split as a function of `source`, for MAESTRO and POP909; else None."""
-    tables = sorted(folder.glob("maestro-v*.csv"))
-    if tables:
-        with tables[0].open(encoding="utf-8", newline="") as table:
-            splits = {row["midi_filename"]: row["split"] for row in csv.DictReader(table)}
-        return lambda source: {"validation": "valid"}.get(s := splits.get(source, "test"), s)
-    if folder.name.lower().startswith("pop909"):
-        return lambda source: "train" if int("0" + re.sub(r"\D", "", Path(source).stem)[:3]) \
-            <= POP909_TRAIN else "valid"
-    return None
-
-
-def choose_pieces(midi_dir: str | Path, max_files: int = 0, seed: int = 0) -> list[Piece]:
-    """The pieces of a collection with their split, by name.
-
-    The split is the publisher's where there is one (its test pieces are left out); otherwise a
-    tenth of the pieces is held out, chosen by seed and content, so a copy under another name lands
-    on the same side. `max_files` above 0 keeps that many, chosen by seed, each split in proportion.
-    """
-    paths = find_midi(midi_dir)
-    folder = BUILTIN if str(midi_dir) == "builtin" else Path(midi_dir)
-    digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in paths]
-    sources = [path.relative_to(folder).as_posix() for path in paths]
-    rank = {digest: hashlib.sha256(f"{seed}:{digest}".encode()).hexdigest() for digest in digests}
-    order = sorted(set(digests), key=rank.__getitem__)
-    held_out = set(order[: max(1, round(len(order) * VALID_SHARE)) if len(order) > 1 else 0])
-    official = official_split(folder)
-    pieces = [Piece(str(path), source, official(source) if official else
-                    "valid" if digest in held_out else "train", digest)
-              for path, source, digest in zip(paths, sources, digests, strict=True)]
-    pieces = [piece for piece in pieces if piece.split in ("train", "valid")]
-    if 0 < max_files < len(pieces):
-        pieces.sort(key=lambda piece: rank[piece.digest])
-        valid = [piece for piece in pieces if piece.split == "valid"]
-        train = [piece for piece in pieces if piece.split == "train"]
-        share = min(len(valid), max(1, round(max_files * len(valid) / len(pieces))))
-        share = 0 if max_files == 1 else share
-        pieces = train[: max_files - share] + valid[:share]
-    return sorted(pieces, key=lambda piece: piece.source)
-
-
 # ---------------------------------------------------------------- conversion in bulk
 
 
-def convert(midi_dir: str | Path, run_dir: str | Path, steps_per_beat: int = 4, max_files: int = 0,
-            jobs: int = -1, seed: int = 0) -> Summary:
-    """Turn a collection into `run_dir/images/<preset>/<split>/*.png` with a metadata.csv in each.
+def convert(midi_dir: str | Path | Iterable[str | Path], run_dir: str | Path,
+            steps_per_beat: int = 4, max_files: int = 0, jobs: int = -1, seed: int = 0,
+            storage: str = "png") -> Summary:
+    """Turn a collection into pictures: `run_dir/images/<preset>/<split>/*.png`, a metadata.csv in
+    each folder, or with `storage="parquet"` shards of the same PNG bytes and facts.
 
-    The files are the same bytes whatever `jobs` is (-1: one process a core). What an earlier call
-    with the same settings finished is not done again; pictures of other settings are removed.
-    Files that give no picture are listed with the reason in `images/skipped.csv`.
+    `midi_dir` is a folder, an archive, a list of files or the name of a collection (`utils.fetch`).
+    The files are the same bytes whatever `jobs` is (-1: one process a core); within
+    `joblib.parallel_config(backend="dask")` a cluster does the work. What an earlier call with the
+    same settings finished is not done again; pictures of other settings are removed. Files that
+    give no picture are listed with the reason in `images/skipped.csv`. A window with the pixels of
+    another is kept once, so no piece is in both splits, under whatever name.
     """
-    images = Path(run_dir) / "images"
+    if storage not in BATCH:
+        raise MusicError(f"storage={storage!r}: choose 'png' or 'parquet'")
+    images = Path(run_dir).absolute() / "images"
     pieces = choose_pieces(midi_dir, max_files, seed)
     tasks = list(zip(pieces, picture_names(pieces), strict=True))
-    batches = [tasks[i : i + BATCH] for i in range(0, len(tasks), BATCH)]
-    done = joblib.Parallel(n_jobs=jobs, return_as="generator")(
-        joblib.delayed(_convert_batch)(batch, str(images), steps_per_beat) for batch in batches)
-    records = []
+    batches = [tasks[i : i + BATCH[storage]] for i in range(0, len(tasks), BATCH[storage])]
+    job = images, steps_per_beat, storage
+    _remove_others(images, {_fingerprint(batch, *job) for batch in batches})
+    done = joblib.Parallel(n_jobs=jobs, return_as="generator", prefer="threads")(
+        joblib.delayed(_convert_batch)(batch, *job) for batch in batches)
+    windows = []
     with tqdm(total=len(pieces), unit="file", desc="MIDI → pictures") as bar:
-        for record in done:
-            records.append(record)
-            bar.update(len(record["names"]))
-    _mark_twins(records)
-    missing = {source for record in records for source in _missing(images, record)}
-    for piece, name in tasks:
-        if piece.source in missing:  # its twin in another file is gone since
-            _convert_piece(piece, name, images, steps_per_beat)
-    return _assemble(images, records)
+        for batch, found in zip(batches, done, strict=True):
+            windows.append(found)
+            bar.update(len(batch))
+    return _assemble(batches, _find_twins(windows), job)
 
 
-def picture_names(pieces: list[Piece]) -> list[str]:
-    """A file name without suffix for each piece: readable, safe everywhere, unique, the same for
-    the same source."""
-    clean = [re.sub(r"[^\w.+-]+", "_", piece.source.replace("/", "__"))[:80] for piece in pieces]
-    stems = [name.removesuffix(".midi").removesuffix(".mid") for name in clean]
-    known = {stem: stems.count(stem) for stem in set(stems)}
-    plain = [stem == Path(piece.source).stem for stem, piece in zip(stems, pieces, strict=True)]
-    tags = [hashlib.sha256(piece.source.encode()).hexdigest()[:8] for piece in pieces]
-    return [stem if is_plain and known[stem] == 1 else f"{stem}-{tag}"
-            for stem, is_plain, tag in zip(stems, plain, tags, strict=True)]
+def _convert_batch(batch: list[tuple[Piece, str]], images: Path, steps_per_beat: int, storage: str,
+                   again: bool = False) -> np.ndarray:
+    """Convert a few files, unless a record in `images/.done` says that just this was done.
+
+    Returns one row a window: its digest, and 1 if it is held out, uint64 `[N, 2]`.
+    """
+    fingerprint = _fingerprint(batch, images, steps_per_beat, storage)
+    path = images / ".done" / f"{fingerprint}.json"
+    record = _read_record(path)
+    if again or record["rows"] is None or _missing(images, record):
+        write_json(path, {"names": [name for _, name in batch], "rows": None})  # begun
+        record = {"names": [name for _, name in batch], "rows": [], "skipped": []}
+        for piece, name in batch:
+            try:
+                record["rows"] += _convert_guarded(piece, name, images, steps_per_beat, storage)
+            except MusicError as error:
+                record["skipped"].append((piece.source, str(error).removeprefix(f"{piece.path}: ")))
+        if storage == "parquet":
+            _write_shards(images, fingerprint, record["rows"])
+        write_json(path, record)
+    return np.array([(int(row["digest"], 16), row["folder"].endswith("valid"))
+                     for row in record["rows"]], dtype=np.uint64).reshape(-1, 2)
 
 
-def _convert_batch(batch: list[tuple[Piece, str]], images: str, steps_per_beat: int) -> dict:
-    """Convert a few files, unless a record in `images/.done` says that just this was done."""
-    todo = [(piece.source, piece.split, piece.digest, name) for piece, name in batch]
-    fingerprint = hashlib.sha256(json.dumps([todo, steps_per_beat]).encode()).hexdigest()[:32]
-    path = Path(images) / ".done" / f"{fingerprint}.json"
-    record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"rows": None}
-    if record["rows"] is not None and not _missing(Path(images), record):
-        return record
-    record = {"fingerprint": fingerprint, "names": [name for _, name in batch], "rows": None}
-    write_json(path, record)  # begun: cut short here, the next run still knows its pictures
-    record |= {"rows": [], "skipped": []}
-    for piece, name in batch:
-        try:
-            record["rows"] += _convert_piece(piece, name, Path(images), steps_per_beat)
-        except MusicError as error:
-            record["skipped"].append((piece.source, str(error).removeprefix(f"{piece.path}: ")))
-    write_json(path, record)
-    return record
+def _convert_guarded(piece: Piece, name: str, *job: object) -> list[dict]:
+    """`_convert_piece` in a child process; where that dies, once more with the careful parser."""
+    try:
+        return guard.call("utils.corpus", "_convert_piece", piece, name, *job)
+    except guard.Crash:
+        return guard.call("utils.corpus", "_convert_piece", piece, name, *job, True)
 
 
-def _convert_piece(piece: Piece, name: str, images: Path, steps_per_beat: int) -> list[dict]:
-    """Write one piece's pictures; returns their rows of metadata."""
-    whole = pianoroll.read_midi(piece.path, steps_per_beat)
+def _convert_piece(piece: Piece, name: str, images: Path, steps_per_beat: int, storage: str,
+                   careful: bool = False) -> list[dict]:
+    """One piece's rows of metadata; its pictures are files, or in the rows as "png"."""
+    whole = pianoroll.read_midi(piece.path, steps_per_beat, careful=careful)
     rows = []
     for preset in PRESETS.values():
         for picture in pianoroll.windows(whole, preset):
             folder = f"{preset.name}/{piece.split}"
             file_name = f"{name}_{picture.start_step // preset.steps:04d}.png"
-            pianoroll.save_png(picture, images / folder / file_name)
-            digest = hashlib.sha256(picture.levels).hexdigest()[:32]
+            digest = hashlib.blake2b(picture.levels, digest_size=8, salt=preset.name.encode())
             rows.append({"folder": folder, "file_name": file_name, "source": piece.source,
                          "start_step": picture.start_step, "tempo": round(picture.tempo_bpm, 3),
-                         "digest": digest, "twin": False})
+                         "digest": digest.hexdigest(), "twin": False})
+            if storage == "png":
+                pianoroll.save_png(picture, images / folder / file_name)
+            else:
+                rows[-1]["png"] = pianoroll.png_bytes(picture)
     if not rows:
-        raise MusicError(f"{piece.path}: no note within the pictures' pitches; leave it out")
+        raise MusicError("no note within the pictures' pitches; leave it out")
     return rows
 
 
-def _missing(images: Path, record: dict) -> set[str]:
-    """The sources of pictures that should be there and are not."""
-    return {row["source"] for row in record["rows"]
-            if not (row["twin"] or (images / row["folder"] / row["file_name"]).is_file())}
+def _fingerprint(batch: list[tuple[Piece, str]], images: Path, *settings: object) -> str:
+    todo = [(piece.source, piece.split, piece.digest, name) for piece, name in batch]
+    return hashlib.sha256(json.dumps([todo, *settings]).encode()).hexdigest()[:32]
 
 
-def _mark_twins(records: list[dict]) -> None:
-    """Mark each window that has the same pixels as one before it; train comes before valid."""
-    seen: set[tuple[str, str]] = set()
-    rows = (row for record in records for row in record["rows"])
-    for row in sorted(rows, key=lambda row: (row["folder"], row["file_name"])):
-        key = row["folder"].partition("/")[0], row["digest"]
-        row["twin"] = key in seen
-        seen.add(key)
+def _read_record(path: Path) -> dict:
+    """What a batch became: its pictures' names, rows (None: begun, not finished) and skipped."""
+    with contextlib.suppress(OSError, ValueError):
+        return json.loads(path.read_text(encoding="utf-8"))
+    return {"names": [], "rows": None, "skipped": []}
 
 
-def _assemble(images: Path, records: list[dict]) -> Summary:
-    """Write the tables, and remove twins and the pictures of other settings."""
-    rows = sorted((row for record in records for row in record["rows"] if not row["twin"]),
-                  key=lambda row: (row["folder"], row["file_name"]))
-    skipped = sorted(tuple(pair) for record in records for pair in record["skipped"])
-    write_table(images / "skipped.csv", ("file", "reason"), skipped)
-    pieces = sum(len(record["names"]) for record in records)
-    if not rows:
+def _write_shards(images: Path, fingerprint: str, rows: list[dict]) -> None:
+    """A shard a folder; the rows then name it instead of holding their PNG."""
+    by_folder = collections.defaultdict(list)
+    for row in rows:
+        by_folder[row["folder"]].append(row)
+    for folder, own in by_folder.items():
+        write_shard(images / folder / f"{fingerprint}.parquet", own)
+    for row in rows:
+        row["shard"] = f"{fingerprint}.parquet"
+        del row["png"]
+
+
+def _file_of(row: dict) -> str:
+    """The file that holds a row's picture, below `images`."""
+    return f"{row['folder']}/{row.get('shard', row['file_name'])}"
+
+
+def _missing(images: Path, record: dict) -> bool:
+    """Whether a file that should be there is not."""
+    files = {_file_of(row) for row in record["rows"] if not row["twin"]}
+    return not all((images / file).is_file() for file in files)
+
+
+def _find_twins(windows: list[np.ndarray]) -> Iterator[np.ndarray]:
+    """For each batch, which windows have the pixels of one before; train comes before valid."""
+    sizes = [len(found) for found in windows]
+    digest, valid = np.concatenate([*windows, np.zeros((0, 2), dtype=np.uint64)]).T
+    order = np.argsort(valid, kind="stable")
+    order = order[np.argsort(digest[order], kind="stable")]
+    twin = np.zeros(len(digest), dtype=bool)
+    twin[order[1:]] = digest[order[1:]] == digest[order[:-1]]
+    return iter(np.split(twin, np.cumsum(sizes)[:-1]))
+
+
+# ---------------------------------------------------------------- the tables
+
+
+def _assemble(batches: list, twins: Iterator[np.ndarray], job: tuple[Path, int, str]) -> Summary:
+    """Remove twins, and write the tables, a batch at a time."""
+    images, _, kind = job
+    skipped, counts = [], dict.fromkeys(_folders(), 0)
+    with contextlib.ExitStack() as stack:
+        tables = {name: _table(stack, images / name) for name in counts} if kind == "png" else {}
+        for batch, twin in zip(batches, twins, strict=True):
+            record = _drop_twins(batch, twin, job)
+            skipped += map(tuple, record["skipped"])
+            for row in record["rows"]:
+                if not row["twin"]:
+                    counts[row["folder"]] += 1
+                    if tables:
+                        tables[row["folder"]].writerow([row[column] for column in METADATA])
+    write_table(images / "skipped.csv", ("file", "reason"), sorted(skipped))
+    pieces = sum(map(len, batches))
+    if not any(counts.values()):
         raise MusicError(f"{images / 'skipped.csv'}: none of {pieces} files became a picture; read "
                          "the reasons there, then set midi_dir to other files")
-    ours = {name for path in (images / ".done").glob("*.json")
-            for name in json.loads(path.read_text(encoding="utf-8"))["names"]}
-    pictures = {}
-    for name in (f"{preset}/{split}" for preset in PRESETS for split in ("train", "valid")):
-        kept = [row for row in rows if row["folder"] == name]
-        names = {row["file_name"] for row in kept}
-        for path in (images / name).glob("*.png"):
-            if path.name not in names and path.stem.rpartition("_")[0] in ours:
+    return Summary(counts, sorted(skipped), pieces)
+
+
+def _drop_twins(batch: list, twin: np.ndarray, job: tuple[Path, int, str]) -> dict:
+    """A batch's record, its twins marked and their pictures removed."""
+    path = job[0] / ".done" / f"{_fingerprint(batch, *job)}.json"
+    record = _read_record(path)
+    before = np.array([row["twin"] for row in record["rows"]], dtype=bool)
+    if (before & ~twin).any():  # the picture that it was a twin of is gone since
+        _convert_batch(batch, *job, again=True)
+        record = _read_record(path)
+        before[:] = False
+    gone = collections.defaultdict(set)
+    for row, now, was in zip(record["rows"], twin.tolist(), before.tolist(), strict=True):
+        row["twin"] = now
+        if now and not was:
+            gone[_file_of(row)].add(row["file_name"])
+    for file, names in gone.items():
+        if file.endswith(".parquet"):
+            drop_from_shard(job[0] / file, names)
+        else:
+            (job[0] / file).unlink(missing_ok=True)
+    if gone:
+        write_json(path, record)
+    return record
+
+
+def _folders() -> list[str]:
+    return [f"{preset}/{split}" for preset in PRESETS for split in SPLITS]
+
+
+def _table(stack: contextlib.ExitStack, folder: Path) -> "csv._writer":
+    """A metadata.csv, open for its rows."""
+    temporary = stack.enter_context(atomic(folder / "metadata.csv"))
+    writer = csv.writer(stack.enter_context(temporary.open("w", encoding="utf-8", newline="")))
+    writer.writerow(METADATA)
+    return writer
+
+
+def _remove_others(images: Path, current: set[str]) -> None:
+    """Remove the pictures that runs with other settings made, and their records."""
+    begun: set[str] = set()
+    for path in (images / ".done").glob("*.json"):
+        record = _read_record(path)
+        if record["rows"] is None:
+            begun |= {path.stem, *record["names"]}
+        if path.stem in current:
+            continue
+        for file in {_file_of(row) for row in record["rows"] or []}:
+            (images / file).unlink(missing_ok=True)
+        path.unlink()
+    for folder in map(images.joinpath, _folders()):
+        for path in folder.glob("*.p*") if begun else ():
+            if path.stem in begun or path.stem.rpartition("_")[0] in begun:
                 path.unlink()
-        write_table(images / name / "metadata.csv", METADATA,
-                    ([row[column] for column in METADATA] for row in kept))
-        pictures[name] = len(kept)
-    _keep_records(images / ".done", records)
-    return Summary(pictures, skipped, pieces)
-
-
-def _keep_records(folder: Path, records: list[dict]) -> None:
-    """Save this run's records with their twins marked; remove those of other runs."""
-    for record in records:
-        write_json(folder / f"{record['fingerprint']}.json", record)
-    current = {record["fingerprint"] for record in records}
-    for path in folder.glob("*.json"):
-        if path.stem not in current:
-            path.unlink()
+        if not any(folder.glob("*.png")):
+            (folder / "metadata.csv").unlink(missing_ok=True)
 
 
 # ---------------------------------------------------------------- pictures of a run
@@ -237,25 +256,7 @@ def _keep_records(folder: Path, records: list[dict]) -> None:
 def ensure_images(run_dir: str | Path, preset_name: str) -> Path:
     """The run's folder of pictures for a preset; empty, it is filled from the built-in corpus."""
     folder = Path(run_dir) / "images" / preset_name
-    if not any((folder / "train").glob("*.png")):
+    if not any((folder / "train").glob("*.p[na]*")):
         print(f"No pictures in {folder.as_posix()}: making them from the built-in corpus.")
         convert("builtin", run_dir)
     return folder
-
-
-def load_levels(folder: str | Path, preset_name: str | None = None) -> np.ndarray:
-    """All PNGs of a folder, in order of name, as `uint8 [N, pitches, steps]`.
-
-    Raises `MusicError` where there are none, or where one differs in size from the preset.
-    """
-    paths = sorted(Path(folder).glob("*.png"))
-    if not paths:
-        raise MusicError(f"{folder}: no pictures; run notebook 01_midi2img first")
-    levels = [pianoroll.load_png(path).levels for path in paths]
-    preset = PRESETS.get(preset_name)
-    size = (preset.pitches, preset.steps) if preset else levels[0].shape
-    for path, one in zip(paths, levels, strict=True):
-        if one.shape != size:
-            raise MusicError(f"{path}: {one.shape[0]}×{one.shape[1]} pixels, not "
-                             f"{size[0]}×{size[1]}; run notebook 01_midi2img again")
-    return np.stack(levels)

@@ -1,0 +1,227 @@
+"""Collections of MIDI by name: download, check, unpack. Explained in notebook 01.
+
+Nothing is downloaded unless its name is asked for. What is downloaded lies in `runs/collections`
+(or where the environment variable MIDI_COLLECTIONS says), outside version control.
+"""
+
+import contextlib
+import hashlib
+import os
+import re
+import shutil
+import stat
+import tarfile
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+
+from utils.files import MusicError, atomic
+
+ROOT = Path(__file__).parent.parent
+BUILTIN = ROOT / "data" / "midi"
+MAX_MEMBERS = 1_000_000
+MAX_UNPACKED = 20 * 2**30  # bytes; Lakh, the largest of them, needs about a third
+MAX_MEMBER = 64 * 2**20
+KEPT = (".mid", ".midi", ".csv", ".json", ".txt", "license", "licence", "readme", ".md")
+ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+
+
+@dataclass(frozen=True)
+class Collection:
+    """Where a collection is published, under which licence, and how to cite it."""
+
+    url: str
+    licence: str
+    citation: str
+    sha256: str = ""  # as the publisher gives it; empty: the publisher gives none
+    folder: str = ""  # within the archive
+
+
+_MAESTRO = ("CC BY-NC-SA 4.0 (not for commercial use)",
+            'Hawthorne et al., "Enabling Factorized Piano Music Modeling and Generation with the '
+            'MAESTRO Dataset", ICLR 2019')
+_LAKH = ("CC BY 4.0", 'Raffel, "Learning-Based Methods for Comparing Sequences, with Applications '
+         'to Audio-to-MIDI Alignment and Matching", PhD thesis, Columbia University, 2016')
+_MAGENTA = "https://storage.googleapis.com/magentadata/datasets/maestro"
+_COLUMBIA = "http://hog.ee.columbia.edu/craffel/lmd"
+_POP909 = "d83e6edba6872a704f5d3b8b32f5cb540088dae6"
+
+COLLECTIONS = {
+    "maestro-v2": Collection(
+        f"{_MAGENTA}/v2.0.0/maestro-v2.0.0-midi.zip", *_MAESTRO,
+        "ec2cc9d94886c6b376db1eaa2b8ad1ce62ff9f0a28b3744782b13163295dadf3", "maestro-v2.0.0"),
+    "maestro-v3": Collection(
+        f"{_MAGENTA}/v3.0.0/maestro-v3.0.0-midi.zip", *_MAESTRO,
+        "70470ee253295c8d2c71e6d9d4a815189e35c89624b76d22fce5a019d5dde12c", "maestro-v3.0.0"),
+    "lakh": Collection(f"{_COLUMBIA}/lmd_full.tar.gz", *_LAKH, folder="lmd_full"),
+    "lakh-matched": Collection(f"{_COLUMBIA}/lmd_matched.tar.gz", *_LAKH, folder="lmd_matched"),
+    "pop909": Collection(
+        f"https://github.com/music-x-lab/POP909-Dataset/archive/{_POP909}.zip",
+        "MIT (the songs are third-party compositions)",
+        'Wang et al., "POP909: A Pop-song Dataset for Music Arrangement Generation", ISMIR 2020',
+        folder=f"POP909-Dataset-{_POP909}/POP909"),
+}
+
+
+def collections_dir() -> Path:
+    """Where downloads are kept."""
+    return Path(os.environ.get("MIDI_COLLECTIONS", ROOT / "runs" / "collections"))
+
+
+def collection_folder(midi_dir: str | Path) -> Path:
+    """The folder of MIDI for a collection's name, an archive or a folder; fetched and unpacked.
+
+    Raises `MusicError` where there is no such thing, or no connection to fetch it.
+    """
+    if str(midi_dir) == "builtin":
+        return BUILTIN
+    if str(midi_dir) in COLLECTIONS and not Path(midi_dir).exists():
+        return fetch(str(midi_dir))
+    path = Path(midi_dir)
+    if path.is_dir():
+        return path
+    if path.is_file() and path.name.lower().endswith(ARCHIVES):
+        return _unpacked(path, collections_dir() / f"{path.name}-{_sha256(path)[:12]}")
+    names = ", ".join(("builtin", *COLLECTIONS))
+    raise MusicError(f"{midi_dir}: no such folder; set midi_dir to a folder of MIDI files, to an "
+                     f"archive ({', '.join(ARCHIVES[:4])}) or to a collection ({names})")
+
+
+def fetch(name: str) -> Path:
+    """Download a collection unless it is there, check it, unpack it, print licence and citation."""
+    collection = COLLECTIONS[name]
+    print(f"{name}: licence {collection.licence}; cite {collection.citation}")
+    home = collections_dir() / name
+    if not (home / ".complete").is_file():
+        archive = _download(name, collection)
+        try:
+            _unpacked(archive, home)
+        except MusicError as error:
+            archive.unlink(missing_ok=True)  # the next call downloads it again
+            raise MusicError(f"{error}; run it again to download it again") from None
+    folder = home / collection.folder
+    return folder if folder.is_dir() else home
+
+
+# ---------------------------------------------------------------- download
+
+
+def _download(name: str, collection: Collection) -> Path:
+    """The archive on disk, whole and checked. A download that was cut off starts afresh."""
+    import pooch
+    archive = collections_dir() / collection.url.rpartition("/")[2]
+    record = archive.with_name(archive.name + ".sha256")
+    recorded = record.read_text().split()[0] if record.is_file() else ""
+    expected = collection.sha256 or recorded
+    if not expected:
+        print(f"{name}: the publisher gives no sha256; what arrives is recorded in {record.name}")
+    pooch.get_logger().setLevel("ERROR")
+    progress = pooch.HTTPDownloader(progressbar=True, timeout=60)
+    try:
+        pooch.retrieve(collection.url, f"sha256:{expected}" if expected else None, archive.name,
+                       archive.parent, downloader=progress)
+    except ValueError as error:
+        if "hash" not in str(error):
+            raise
+        raise MusicError(f"{collection.url}: the download is damaged, or not the published file "
+                         f"(its sha256 is not {expected}); run it again") from None
+    except Exception as error:  # requests raises many kinds, and so do sockets
+        reason = type(error).__name__
+        raise MusicError(f"{name}: cannot be downloaded ({reason}); download {collection.url} "
+                         f"elsewhere and put it at {archive}") from None
+    if not collection.sha256 and not recorded:
+        with atomic(record) as temporary:
+            temporary.write_text(f"{_sha256(archive)}  {archive.name}\n")
+    return archive
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# ---------------------------------------------------------------- unpacking
+
+
+def _unpacked(archive: Path, target: Path) -> Path:
+    """`target`, filled with the archive's MIDI and tables, unless an earlier call finished that."""
+    if (target / ".complete").is_file():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".unpacking-") as temporary:
+        folder = Path(temporary) / "folder"
+        folder.mkdir()
+        unpack(archive, folder)
+        (folder / ".complete").touch()
+        shutil.rmtree(target, ignore_errors=True)
+        folder.replace(target)
+    return target
+
+
+def unpack(archive: Path, folder: Path) -> int:
+    """Unpack the MIDI files, tables and licences of an archive; returns how many bytes.
+
+    No member lands outside `folder`, no link is made or followed, names too long or with control
+    characters are shortened, and limits on sizes hold whatever the archive says of itself. Raises
+    `MusicError` for an archive that is damaged, hostile or too large.
+    """
+    from tqdm import tqdm
+    total = 0
+    try:
+        for number, (name, file) in enumerate(tqdm(_members(archive), desc="unpack", unit="file")):
+            target = folder / _safe_name(archive, name)
+            if not target.name.lower().endswith(KEPT):
+                continue
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with target.open("wb") as out:
+                while block := file.read(2**20):
+                    total += len(block)
+                    if out.tell() > MAX_MEMBER or total > MAX_UNPACKED or number > MAX_MEMBERS:
+                        raise MusicError(f"{archive}: unpacks to more than a collection of MIDI "
+                                         "could; it is hostile, delete it")
+                    out.write(block)
+    except (OSError, EOFError, ValueError, RuntimeError, NotImplementedError, zipfile.BadZipFile,
+            tarfile.TarError) as error:
+        if isinstance(error, MusicError):
+            raise
+        raise MusicError(f"{archive}: a damaged archive ({type(error).__name__}: "
+                         f"{str(error)[:80]}); delete it and download it again") from None
+    except Exception as error:  # zlib.error and lzma.LZMAError share no parent
+        raise MusicError(f"{archive}: a damaged archive ({error}); delete it and download it again"
+                         ) from None
+    return total
+
+
+def _members(archive: Path) -> Iterator[tuple[str, BinaryIO]]:
+    """Name and content of each regular file, in the archive's order. Links are left out."""
+    if zipfile.is_zipfile(archive):
+        with zipfile.ZipFile(archive) as zipped:
+            for member in zipped.infolist():
+                kind = stat.S_IFMT(member.external_attr >> 16)
+                if not member.is_dir() and kind in (0, stat.S_IFREG):
+                    with zipped.open(member) as file:
+                        yield member.filename, file
+    else:
+        with tarfile.open(archive, "r|*") as tarred:
+            for member in tarred:
+                if member.isreg() and not member.issparse():
+                    with contextlib.closing(tarred.extractfile(member)) as file:
+                        yield member.name, file
+
+
+def _safe_name(archive: Path, name: str) -> Path:
+    """A member's name as a path below the folder."""
+    parts = PurePosixPath(name.replace("\\", "/")).parts
+    if ".." in parts or name.startswith(("/", "\\")) or re.match(r"[A-Za-z]:", name):
+        raise MusicError(f"{archive}: a member would land outside its folder ({name[:80]!r}); the "
+                         "archive is hostile, delete it")
+    return Path(*[_portable(part) for part in parts])
+
+
+def _portable(part: str) -> str:
+    """A name that any disk takes: no control characters, at most 200 bytes (its end is kept)."""
+    clean = re.sub(r'[\x00-\x1f<>:"|?*]', "_", part)
+    return clean.encode("utf-8", "backslashreplace")[-200:].decode("utf-8", "ignore")
