@@ -1,15 +1,26 @@
-"""The diffusion maths, held against closed forms and against the schedulers of `diffusers`."""
+"""The diffusion maths against closed forms and `diffusers`; the loop of notebook 02, killed."""
+
+import csv
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import diffusers
+import nbformat
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils import diffusion
+from conftest import ROOT
+from utils import diffusion, pianoroll
 from utils.files import MusicError
 
+NOTEBOOK = ROOT / "notebooks" / "02_train_diffusion.ipynb"
 STEPS = 1000
 alpha_bars = st.floats(1e-4, 1 - 1e-4)
 seeds = st.integers(0, 2**31)
@@ -225,3 +236,146 @@ def test_impossible_wishes_are_one_line(sampler, count, said):
         diffusion.sample(guess_of_x_0, normal(0, 1, 2, 8, 8), diffusion.cosine_schedule(10),
                          sampler, count)
     assert "\n" not in str(error.value)
+
+
+# ---------------------------------------------------------------- the loop of notebook 02
+
+
+SMALL = {"train_steps": 24, "batch_size": 2, "checkpoint_every": 4, "sampling_steps": 2,
+         "size": "tiny", "learning_rate": 0.001, "resume": False}
+
+
+def program(folder, **parameters):
+    """Notebook 02 up to the end of its training, without the toy, as a plain program."""
+    code, lesson = [], False
+    for cell in nbformat.read(NOTEBOOK, 4).cells:
+        if cell.cell_type == "markdown":
+            text = cell.source
+            lesson = "## Noise a score" in text or (lesson and "## Improve" not in text)
+        elif not lesson and "google.colab" not in cell.source:
+            code.append(cell.source)
+        if "parameters" in cell.metadata.get("tags", []):
+            given = SMALL | {"run_dir": str(folder)} | parameters
+            code += [f"{name} = {value!r}" for name, value in given.items()]
+        if "    train()" in cell.source:
+            break
+    head = "import time\nfrom pathlib import Path\nimport matplotlib\nmatplotlib.use('Agg')\n"
+    path = folder / "program.py"
+    path.write_text(head + "\n\n".join(code), encoding="utf-8")
+    return path
+
+
+def start(folder, **parameters):
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, program(folder, **parameters)], cwd=ROOT,
+                            env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                            text=True)
+
+
+def finish(process):
+    """Exit status and last line of output."""
+    output = process.communicate(timeout=300)[0].strip().splitlines()
+    return process.returncode, output[-1] if output else ""
+
+
+def checkpoint(folder):
+    return torch.load(folder / "models" / "diffusion_checkpoint.pt", weights_only=True)
+
+
+def wait_for_checkpoint(process, folder):
+    while not (folder / "models" / "diffusion_checkpoint.pt").exists():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run folder with five pictures and a finished small training."""
+    folder = tmp_path_factory.mktemp("trained")
+    random = np.random.default_rng(0)
+    for i in range(5):
+        notes = np.stack([random.integers(0, 120, 40), random.integers(1, 9, 40),
+                          random.integers(48, 72, 40), random.integers(40, 120, 40)], axis=1)
+        picture = pianoroll.Picture(pianoroll.paint(notes, 128, 128))
+        pianoroll.save_png(picture, folder / "images" / "diffusion" / "train" / f"{i}.png")
+    status, last = finish(start(folder))
+    assert status == 0, last
+    return folder
+
+
+@pytest.fixture
+def fresh_run(trained, tmp_path):
+    """The same pictures, nothing trained."""
+    shutil.copytree(trained / "images", tmp_path / "images")
+    return tmp_path
+
+
+def test_the_loop_logs_each_step(trained):
+    with (trained / "models" / "diffusion_log.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["step"]) for row in rows] == list(range(1, SMALL["train_steps"] + 1))
+    assert all(float(row["loss"]) > 0 and float(row["pictures_per_s"]) > 0 for row in rows)
+
+
+@pytest.mark.parametrize("wait_s", [0.0, 0.07, 0.4])
+def test_a_killed_training_goes_on_as_if_nothing_had_happened(trained, fresh_run, wait_s):
+    process = start(fresh_run)
+    wait_for_checkpoint(process, fresh_run)
+    time.sleep(wait_s)
+    process.kill()
+    process.communicate()
+    step = checkpoint(fresh_run)["step"]
+    assert 0 < step <= SMALL["train_steps"] and step % SMALL["checkpoint_every"] == 0
+    status, last = finish(start(fresh_run, resume=True))
+    assert status == 0, last
+    ours, whole = checkpoint(fresh_run), checkpoint(trained)
+    assert [row[:2] for row in ours["log"]] == [row[:2] for row in whole["log"]]
+    for part in ("network", "ema"):
+        assert all(torch.equal(ours[part][name], value) for name, value in whole[part].items())
+    assert ours["schedule"] == whole["schedule"]
+
+
+def test_ctrl_c_ends_in_one_line_and_keeps_the_checkpoint(fresh_run):
+    process = start(fresh_run, train_steps=5000)
+    wait_for_checkpoint(process, fresh_run)
+    process.send_signal(signal.SIGINT)
+    status, last = finish(process)
+    assert status == 1 and "MusicError: stopped; set resume to True" in last
+    assert checkpoint(fresh_run)["step"] >= SMALL["checkpoint_every"]
+
+
+def test_a_loss_that_is_no_number_ends_in_one_line_and_keeps_the_checkpoint(trained, fresh_run):
+    shutil.copytree(trained / "models", fresh_run / "models")
+    before = checkpoint(fresh_run)
+    status, last = finish(start(fresh_run, learning_rate=1e30))
+    assert status == 1 and "loss is not a number" in last and "learning_rate" in last
+    assert checkpoint(fresh_run)["step"] == before["step"]
+
+
+@pytest.mark.parametrize(("name", "said"), [
+    ("another size", "another size"), ("another batch size", "another batch_size"),
+    ("other pictures", "another pictures"), ("fewer steps", "train_steps of 24 or more"),
+    ("half a file", "damaged"), ("text", "damaged"),
+    ("a picture of another size", "run notebook 01_midi2img again")])
+def test_what_does_not_fit_is_refused_in_one_line(trained, fresh_run, name, said):
+    shutil.copytree(trained / "models", fresh_run / "models")
+    path, given = fresh_run / "models" / "diffusion_checkpoint.pt", {"resume": True}
+    if name == "another size":
+        given["size"] = "small"
+    elif name == "another batch size":
+        given["batch_size"] = 3
+    elif name == "fewer steps":
+        given["train_steps"] = 12
+    elif name == "other pictures":
+        (fresh_run / "images" / "diffusion" / "train" / "4.png").unlink()
+    elif name == "half a file":
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    elif name == "text":
+        path.write_text("not a checkpoint")
+    else:
+        gan = pianoroll.Picture(np.zeros((106, 300), np.uint8), 21)
+        pianoroll.save_png(gan, fresh_run / "images" / "diffusion" / "train" / "a.png")
+    before = path.read_bytes()
+    status, last = finish(start(fresh_run, **given))
+    assert status == 1 and "MusicError: " in last and said in last
+    assert path.read_bytes() == before

@@ -180,10 +180,11 @@ class UNet(nn.Module):
                 self.up.append(Resize(nn.ConvTranspose2d(channels, widths[i - 1], 2, stride=2)))
                 channels = widths[i - 1]
         self.norm, self.head = nn.GroupNorm(16, channels), zeroed(nn.Conv2d(channels, 3 * patch, 1))
-        self.register_buffer("prior", torch.zeros(1, 2, DIFFUSION.pitches, 1))  # log odds of rows
         for name, values in (("mean", config.mean), ("std", config.std),
                              ("loud", (1.0, config.onset_mean))):
             self.register_buffer(name, torch.tensor(values).view(1, 2, 1, 1), persistent=False)
+        prior = torch.logit((self.mean / self.loud).clamp(max=0.5))  # log odds, in each row alike
+        self.register_buffer("prior", prior.expand(1, 2, DIFFUSION.pitches, 1).clone())
 
     @property
     def limits(self) -> tuple[Tensor, Tensor]:
