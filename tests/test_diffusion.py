@@ -241,7 +241,7 @@ def test_impossible_wishes_are_one_line(sampler, count, said):
 # ---------------------------------------------------------------- the loop of notebook 02
 
 
-SMALL = {"train_steps": 24, "batch_size": 2, "checkpoint_every": 4, "sampling_steps": 2,
+SMALL = {"train_steps": 24, "batch_size": 7, "checkpoint_every": 4, "sampling_steps": 2,
          "size": "tiny", "learning_rate": 0.001, "resume": False}
 
 
