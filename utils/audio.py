@@ -1,4 +1,4 @@
-"""MIDI → WAV: with FluidSynth where it is installed, otherwise with a sampler of our own.
+"""MIDI → WAV: with FluidSynth where it is installed, otherwise with midirenderer, which pip brings.
 
 Every WAV is brought to the same loudness and checked before it takes its name.
 Explained in notebook 06.
@@ -6,6 +6,7 @@ Explained in notebook 06.
 
 import functools
 import io
+import math
 import shutil
 import subprocess
 import sys
@@ -13,12 +14,14 @@ import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import midirenderer
 import numpy as np
 import pretty_midi
+import scipy.signal
 import soundfile
 import symusic
 
-from utils import pianoroll, soundfont
+from utils import pianoroll
 from utils.pianoroll import MusicError
 
 LOWEST_RATE_HZ, HIGHEST_RATE_HZ = 16_000, 48_000
@@ -68,21 +71,19 @@ def midi_to_wav(midi_path: str | Path, wav_path: str | Path,
         raise MusicError(f"sample_rate {sample_rate:,} is out of range; give {LOWEST_RATE_HZ:,} "
                          f"to {HIGHEST_RATE_HZ:,}")
     font = Path(sound_font).expanduser() if sound_font is not None else default_sound_font()
-    if sound_font is not None:
-        soundfont.check_header(font)
+    check_sound_font(font)
     data, score = read_score(midi_path)
-    notes = notes_of_score(score)
-    if not len(notes):
+    midi_s = max((float(track.end()) for track in score.tracks if len(track.notes)), default=0.0)
+    if midi_s <= 0:
         raise MusicError(f"{midi_path}: no notes, so there is nothing to hear; leave it out")
-    midi_s = float(notes[:, 1].max())
     if midi_s > LONGEST_S:
         raise MusicError(f"{midi_path}: lasts {midi_s / 3600:.1f} hours; cut it to 2 or fewer")
     sound, note = with_fluidsynth(data, font, sample_rate, midi_s)
     renderer = "FluidSynth"
     if sound is None:
         font = font if sound_font is not None else SHIPPED_FONT
-        sound = soundfont.render(notes, open_font(str(font)), sample_rate)
-        renderer = "built-in sampler"
+        sound = with_midirenderer(data, font, sample_rate)
+        renderer = "midirenderer"
     sound = level(trim(sound, sample_rate, midi_s))
     with pianoroll.atomic(wav_path) as temporary:
         in_memory = io.BytesIO()
@@ -92,10 +93,34 @@ def midi_to_wav(midi_path: str | Path, wav_path: str | Path,
     return replace(facts, renderer=renderer, sound_font=font.name, note=note)
 
 
+def check_sound_font(path: Path) -> None:
+    """Raises `MusicError` for a file that is missing or no SoundFont."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(12)
+    except OSError as error:
+        raise MusicError(f"{path}: no such sound font that can be read ({error.strerror}); give "
+                         "the path of an .sf2 file, or leave sound_font empty") from None
+    if head[:4] != b"RIFF" or head[8:] != b"sfbk":
+        raise MusicError(f"{path}: not a SoundFont file; give another .sf2 as sound_font")
+
+
+def with_midirenderer(data: bytes, font: Path, sample_rate: int) -> np.ndarray:
+    """Sound float32 `[samples, 2]`. Raises `MusicError` for a font that cannot be played."""
+    try:
+        wav = midirenderer.render_wave_from(font_bytes(str(font)), data)
+    except RuntimeError as error:
+        raise MusicError(f"{font}: a damaged SoundFont file ({error}); give another .sf2 as "
+                         "sound_font, or install FluidSynth") from None
+    sound, rate_hz = soundfile.read(io.BytesIO(wav), dtype="float32", always_2d=True)
+    common = math.gcd(sample_rate, rate_hz)
+    return scipy.signal.resample_poly(sound, sample_rate // common, rate_hz // common)
+
+
 @functools.lru_cache(maxsize=1)
-def open_font(path: str) -> soundfont.SoundFont:
-    """A sound font, kept open for the next piece."""
-    return soundfont.SoundFont(path)
+def font_bytes(path: str) -> bytes:
+    """A sound font, kept in memory for the next piece."""
+    return Path(path).read_bytes()
 
 
 def read_score(midi_path: str | Path) -> tuple[bytes, symusic.Score]:
@@ -110,19 +135,6 @@ def read_score(midi_path: str | Path) -> tuple[bytes, symusic.Score]:
         mended = io.BytesIO()
         pianoroll.to_midi(pianoroll.read_midi(midi_path)).write(mended)
         return mended.getvalue(), symusic.Score.from_midi(mended.getvalue()).to("second")
-
-
-def notes_of_score(score: symusic.Score) -> np.ndarray:
-    """All notes, float64 `[N, 6]`: start, end (s), pitch, velocity, program, bank (128: drums)."""
-    parts = [np.zeros((0, 6))]
-    for track in score.tracks:
-        notes = {name: values.astype(float) for name, values in track.notes.numpy().items()}
-        start, bank = notes["time"], soundfont.DRUM_BANK if track.is_drum else 0
-        end = start + np.maximum(notes["duration"], 0)
-        parts.append(np.stack([start, end, notes["pitch"], notes["velocity"],
-                               np.full_like(start, track.program), np.full_like(start, bank)], 1))
-    notes = np.concatenate(parts)
-    return notes[(notes[:, 3] > 0) & (notes[:, 3] < 128) & (notes[:, 2] < 128) & (notes[:, 0] >= 0)]
 
 
 # ---------------------------------------------------------------- FluidSynth
