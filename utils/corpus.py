@@ -23,7 +23,7 @@ from utils.storage import METADATA, drop_from_shard, load_levels, stream_levels,
 __all__ = ["BUILTIN", "Piece", "Summary", "choose_pieces", "convert", "ensure_images", "find_midi",
            "load_levels", "official_split", "picture_names", "stream_levels"]
 
-BATCH = {"png": 32, "parquet": 256}  # files to a task, to a record of what is done, to a shard
+BATCH = {"png": 8, "parquet": 256}  # files to a task, to a record of what is done, to a shard
 
 
 @dataclass(frozen=True)
@@ -114,10 +114,9 @@ def _convert_piece(piece: Piece, name: str, images: Path, steps_per_beat: int, s
             rows.append({"folder": folder, "file_name": file_name, "source": piece.source,
                          "start_step": picture.start_step, "tempo": round(picture.tempo_bpm, 3),
                          "digest": digest.hexdigest(), "twin": False})
-            if storage == "png":
-                pianoroll.save_png(picture, images / folder / file_name)
-            else:
-                rows[-1]["png"] = pianoroll.png_bytes(picture)
+            rows[-1]["png"] = pianoroll.png_bytes(picture)
+    if storage == "png":
+        _write_files(images, rows)
     if not rows:
         raise MusicError("no note within the pictures' pitches; leave it out")
     return rows
@@ -133,6 +132,18 @@ def _read_record(path: Path) -> dict:
     with contextlib.suppress(OSError, ValueError):
         return json.loads(path.read_text(encoding="utf-8"))
     return {"names": [], "rows": None, "skipped": []}
+
+
+def _write_files(images: Path, rows: list[dict]) -> None:
+    """A file a row. One that is cut short is made again: its batch is on record as begun."""
+    try:
+        for folder in {row["folder"] for row in rows}:
+            (images / folder).mkdir(parents=True, exist_ok=True)
+        for row in rows:
+            (images / row["folder"] / row["file_name"]).write_bytes(row.pop("png"))
+    except OSError as error:
+        raise OSError(f"{images}: cannot be written ({error.strerror}); free some disk space, "
+                         "or choose another run_dir") from None
 
 
 def _write_shards(images: Path, fingerprint: str, rows: list[dict]) -> None:

@@ -1,7 +1,7 @@
 """Call a function in a child process: what hangs, crashes or eats memory there does no harm here.
 
-MIDI from the internet crashes parsers that are written in C. Each thread that calls has one child,
-started at the first call and again after a death. Used by `utils.corpus`; see notebook 01.
+MIDI from the internet crashes parsers that are written in C. A call takes an idle child or starts
+one, so there are as many as calls at the same time. Used by `utils.corpus`; see notebook 01.
 """
 
 import contextlib
@@ -18,34 +18,42 @@ from utils.files import MusicError
 
 CPU_S = 2.0  # a call; processor time, so that a busy machine changes nothing
 WALL_S = 60.0  # a call, where it waits for a disk or where processor time cannot be limited
+CALLS = 2_000  # a child, before a fresh one takes its place
 MEMORY_MIB = 400  # on top of the interpreter and its libraries
 
 _ROOT = str(Path(__file__).parent.parent)
 _START = f"import sys; sys.path.insert(0, {_ROOT!r}); from utils import guard; guard._serve()"
-_mine = threading.local()
+_idle: list["_Child"] = []  # list.pop and list.append are atomic
 
 
 class Crash(MusicError):
-    """The child died in the call; says how."""
+    """The child died in the call."""
+
+
+class OverLimit(MusicError):
+    """The call took too long or too much memory."""
 
 
 def call(module: str, function: str, *args: object) -> object:
-    """`module.function(*args)`, run in this thread's child. Arguments and result are pickled.
+    """`module.function(*args)`, run in a child process. Arguments and result are pickled.
 
-    Raises `MusicError` as the function does, `Crash` for a death or a limit passed, `RuntimeError`
-    with the traceback for any other exception.
+    Raises `MusicError` as the function does, `Crash`, `OverLimit`, or `RuntimeError` with the
+    traceback of any other exception.
     """
-    child = getattr(_mine, "child", None) or _Child()
-    _mine.child = child
+    try:
+        child = _idle.pop()
+    except IndexError:
+        child = _Child()
     try:
         kind, value = child.ask((module, function, args))
     except (OSError, EOFError, pickle.UnpicklingError):
-        _mine.child = None
-        raise Crash(child.cause_of_death()) from None
+        raise child.cause_of_death() from None
+    if child.calls < CALLS:
+        _idle.append(child)
     if kind == "music":
         raise MusicError(value)
     if kind == "memory":
-        raise Crash(f"needs more than {MEMORY_MIB} MiB of memory; leave it out")
+        raise OverLimit(f"needs more than {MEMORY_MIB} MiB of memory; leave it out")
     if kind == "error":
         raise RuntimeError(value)
     return value
@@ -53,11 +61,12 @@ def call(module: str, function: str, *args: object) -> object:
 
 class _Child:
     def __init__(self) -> None:
-        self.late = False
+        self.late, self.calls = False, 0
         self.process = subprocess.Popen([sys.executable, "-c", _START], stdin=subprocess.PIPE,
                                         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
 
     def ask(self, request: tuple) -> tuple[str, object]:
+        self.calls += 1
         pickle.dump(request, self.process.stdin)
         self.process.stdin.flush()
         watchdog = threading.Timer(WALL_S, self._kill)
@@ -72,13 +81,13 @@ class _Child:
         self.late = True
         self.process.kill()
 
-    def cause_of_death(self) -> str:
+    def cause_of_death(self) -> MusicError:
         code = self.process.wait()
         if self.late:
-            return f"takes longer than {WALL_S:.0f} seconds; leave it out"
+            return OverLimit(f"takes longer than {WALL_S:.0f} seconds; leave it out")
         if code == -getattr(signal, "SIGPROF", 0):
-            return f"takes longer than {CPU_S:.0f} seconds; leave it out"
-        return "crashes the reader; the file is damaged, leave it out"
+            return OverLimit(f"takes longer than {CPU_S:.0f} seconds; leave it out")
+        return Crash("crashes the reader; the file is damaged, leave it out")
 
     def __del__(self) -> None:
         with contextlib.suppress(OSError, ValueError):

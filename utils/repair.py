@@ -15,6 +15,7 @@ END_OF_TRACK = b"\xff\x2f\x00"
 MAX_TICK = 2**31 - 1
 FAULTS_PER_EVENT = 0.01  # more bytes out of range than this: the notes are not sound
 DATA_BYTES = {0x8: 2, 0x9: 2, 0xA: 2, 0xB: 2, 0xC: 1, 0xD: 1, 0xE: 2}  # by the status' high half
+FEW_BYTES = 64  # missing before a sound end: lost on the way, not a careless writer
 SMPTE_FRAMES = {24: 24.0, 25: 25.0, 29: 29.97, 30: 30.0}  # a second
 
 
@@ -46,7 +47,8 @@ def find_header(data: bytes) -> int:
 
 def is_whole(data: bytes) -> bool:
     """Whether the header and every track lie within the data, end to end, as they say they do."""
-    if len(data) < 14 or data[:8] != b"MThd\0\0\0\6" or data[12] > 127:
+    division = int.from_bytes(data[12:14], "big", signed=True)
+    if len(data) < 14 or data[:8] != b"MThd\0\0\0\6" or division <= 0:
         return False
     at = 14
     for _ in range(int.from_bytes(data[10:12], "big")):
@@ -141,7 +143,7 @@ def _read_track(data: bytes, begin: int, end: int, declared: int, number: int, s
         raise MusicError(f"damaged: {faults:,} of {count:,} events in track {number} are out of "
                          "range; download it again, or leave it out")
     offs, strays = _last_note_offs(events, tick)
-    if ended and at != declared and (offs or strays):
+    if ended and at != declared and (offs or strays or 0 < declared - at <= FEW_BYTES):
         raise MusicError(f"damaged on the way: bytes are missing from track {number} or too many "
                          "in it; download it again as binary, or leave it out")
     return events + offs, status

@@ -1,0 +1,82 @@
+"""MIDI to pictures against pretty_midi, on the same files: `bench_midi.py [FOLDER] [--all]`.
+
+FOLDER holds collections of real MIDI, one a folder; fifty files of each are drawn by seed. Times
+are the best of three. `--all` also converts the whole of `maestro-v2.0.0` on two processes.
+"""
+
+import random
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import pretty_midi
+
+ROOT = Path(__file__).parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from real_midi import REAL_MIDI
+
+from utils import corpus, guard, pianoroll
+
+LAKH_FILES = 178_561
+
+
+def best(job: Callable[[], object], times: int = 3) -> float:
+    """Seconds of the fastest of a few runs."""
+    seconds = []
+    for _ in range(times):
+        begin = time.perf_counter()
+        job()
+        seconds.append(time.perf_counter() - begin)
+    return min(seconds)
+
+
+def convert(paths: list[Path] | Path, jobs: int, storage: str = "png") -> float:
+    """Seconds to convert into a fresh folder, both picture sizes, tables and all."""
+    with tempfile.TemporaryDirectory() as run_dir:
+        begin = time.perf_counter()
+        made = corpus.convert(paths, run_dir, jobs=jobs, storage=storage)
+        seconds = time.perf_counter() - begin
+    print(f"    {storage}, {jobs} at a time: {made.pieces} files, {sum(made.pictures.values()):,} "
+          f"pictures, {len(made.skipped)} skipped, {seconds:.2f} s")
+    return seconds
+
+
+def main(folder: Path, everything: bool) -> None:
+    """Print the figures."""
+    warnings.simplefilter("ignore")
+    chosen = []
+    print(f"{'files':24s} {'ours, ms':>9s} {'pretty_midi, ms':>16s} {'ratio':>7s}")
+    total_ours = total_peer = 0.0
+    for name in ("maestro-v2.0.0", "pop909", "lakh-excerpts", "freedoom"):
+        paths = random.Random(0).sample(corpus.find_midi(folder / name), 50)
+        ours = best(lambda paths=paths: [pianoroll.read_midi(path) for path in paths])
+        peer = best(lambda paths=paths: [pretty_midi.PrettyMIDI(str(path)).get_piano_roll()
+                                         for path in paths], times=1)
+        print(f"{'50 of ' + name:24s} {ours * 20:9.3f} {peer * 20:16.2f} {peer / ours:6.0f}×")
+        chosen += paths
+        total_ours, total_peer = total_ours + ours, total_peer + peer
+    print(f"{'all 200, one core':24s} {total_ours * 5:9.3f} {total_peer * 5:16.2f} "
+          f"{total_peer / total_ours:6.0f}×   (in memory; aim: 100×)")
+    one = min(convert(chosen, 1) for _ in range(3))
+    two = min(convert(chosen, 2) for _ in range(3))
+    print(f"PNGs on disk, against pretty_midi in memory: {total_peer / one:.1f}× (aim: 10×); two "
+          f"processes {one / two:.2f}× faster than one (aim: 1.8×)")
+    convert(chosen, 2, "parquet")
+    if everything:
+        seconds = convert(folder / "maestro-v2.0.0", 2)
+        files = len(corpus.find_midi(folder / "maestro-v2.0.0"))
+        raw = convert(folder / "freedoom", 2) / len(corpus.find_midi(folder / "freedoom"))
+        print(f"all of MAESTRO on two processes: {seconds:.1f} s (aim: 60 s). {LAKH_FILES:,} files "
+              f"would take {LAKH_FILES * raw / 60:.0f} min at Freedoom's {raw * 1000:.1f} ms a file"
+              f", {LAKH_FILES * seconds / files / 60:.0f} min at MAESTRO's "
+              f"{seconds / files * 1000:.1f} ms")
+
+
+if __name__ == "__main__":
+    guard.call("builtins", "len", ())  # imports are warm for all
+    arguments = [argument for argument in sys.argv[1:] if argument != "--all"]
+    main(Path(arguments[0]) if arguments else REAL_MIDI, "--all" in sys.argv)
