@@ -4,8 +4,11 @@ Nothing is downloaded unless its name is asked for. What is downloaded lies in `
 (or where the environment variable MIDI_COLLECTIONS says), outside version control.
 """
 
+import bz2
 import contextlib
+import gzip
 import hashlib
+import lzma
 import os
 import re
 import shutil
@@ -26,6 +29,7 @@ MAX_MEMBERS = 1_000_000
 MAX_UNPACKED = 20 * 2**30  # bytes; Lakh, the largest of them, needs about a third
 MAX_MEMBER = 64 * 2**20
 KEPT = (".mid", ".midi", ".csv", ".json", ".txt", "license", "licence", "readme", ".md")
+OPENERS = {"gz": gzip.open, "tgz": gzip.open, "bz2": bz2.open, "xz": lzma.open}
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
 
@@ -205,11 +209,14 @@ def _members(archive: Path) -> Iterator[tuple[str, BinaryIO]]:
                     with zipped.open(member) as file:
                         yield member.filename, file
     else:
-        with tarfile.open(archive, "r|*") as tarred:
+        opener = OPENERS.get(archive.name.lower().rpartition(".")[2], open)
+        with opener(archive, "rb") as stream, tarfile.open(fileobj=stream, mode="r|") as tarred:
             for member in tarred:
                 if member.isreg() and not member.issparse():
                     with contextlib.closing(tarred.extractfile(member)) as file:
                         yield member.name, file
+            while stream.read(2**20):  # to its end: tarfile overlooks an archive that is cut short
+                pass
 
 
 def _safe_name(archive: Path, name: str) -> Path:
