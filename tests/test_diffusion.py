@@ -229,6 +229,16 @@ def test_spaced_timesteps_fall_from_the_last(steps, data):
     assert (np.diff(times) < 0).all()
 
 
+def test_a_tail_needs_a_head_or_the_left_edge():
+    h, n = pianoroll.HELD, 200
+    levels = np.array([[h, h, 0, h, h, n, h, 0, h, n], [0, h, n, n, h, h, 0, 0, n, 0]], np.uint8)
+    kept = diffusion.without_lost_tails(levels)
+    assert kept.tolist() == [[h, h, 0, 0, 0, n, h, 0, 0, n], [0, 0, n, n, h, h, 0, 0, n, 0]]
+    assert levels[0, 3] == h, "the argument is left as it was"
+    music = pianoroll.paint(np.array([[0, 4, 60, 50], [4, 4, 60, 80]]), 128, 20)
+    assert (diffusion.without_lost_tails(music) == music).all()
+
+
 @pytest.mark.parametrize(("sampler", "count", "said"), [
     ("euler", 5, "ddpm, ddim, dpm"), ("ddim", 0, "choose 1 to 10"), ("ddim", 11, "choose 1 to 10")])
 def test_impossible_wishes_are_one_line(sampler, count, said):

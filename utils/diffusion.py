@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from utils.files import MusicError
-from utils.pianoroll import DIFFUSION, from_planes
+from utils.pianoroll import DIFFUSION, HELD, SILENCE, from_planes
 
 # ---------------------------------------------------------------- noise schedule
 
@@ -131,6 +131,7 @@ def dpm_solver_step(x_t: Tensor, x_0: Tensor, a_t: float, a_s: float,
 # ---------------------------------------------------------------- the whole walk
 
 SAMPLERS = ("ddpm", "ddim", "dpm")
+GUIDANCE = 1.5  # what suits the built-in corpus after a short training
 
 
 def spaced_timesteps(steps: int, sampling_steps: int) -> list[int]:
@@ -177,11 +178,13 @@ def sample(predict_x_0: Callable[[Tensor, Tensor], Tensor], x_t: Tensor, alpha_b
 @torch.no_grad()
 def paint(network: torch.nn.Module, count: int, sampler: str = "ddpm", sampling_steps: int = 50,
           seed: int = 0, batch_size: int = 32,
-          callback: Callable[[int, Tensor, Tensor], None] | None = None) -> np.ndarray:
+          callback: Callable[[int, Tensor, Tensor], None] | None = None,
+          guidance: float = GUIDANCE) -> np.ndarray:
     """New pictures from a `unet.UNet`, levels `uint8 [count, 128, 128]`.
 
-    The same seed on the same device gives the same pictures. Computes in bfloat16 where
-    `fast_bfloat16` says so. `callback` is that of `sample`, called for each batch.
+    `guidance` is that of `unet.UNet.forward`. The same seed on the same device gives the same
+    pictures. Computes in bfloat16 where `fast_bfloat16` says so. `callback` is that of `sample`,
+    called for each batch.
     """
     device = next(network.parameters()).device
     alpha_bar, limits = network.schedule(), network.limits
@@ -190,7 +193,7 @@ def paint(network: torch.nn.Module, count: int, sampler: str = "ddpm", sampling_
 
     def predict_x_0(x_t: Tensor, t: Tensor) -> Tensor:
         with torch.autocast(device.type, torch.bfloat16, enabled=fast_bfloat16(device)):
-            return network.x_0(x_t, noise_levels[t])
+            return network.x_0(x_t, noise_levels[t], guidance)
 
     painted = [np.zeros((0, DIFFUSION.pitches, DIFFUSION.steps), np.uint8)]
     for start in range(0, count, batch_size):
@@ -198,8 +201,20 @@ def paint(network: torch.nn.Module, count: int, sampler: str = "ddpm", sampling_
         x_t = torch.randn(size, generator=generator).to(device)
         x_0 = sample(predict_x_0, x_t, alpha_bar, sampler, sampling_steps, limits, generator,
                      callback)
-        painted.append(from_planes(network.planes(x_0).cpu().numpy()))
+        painted.append(without_lost_tails(from_planes(network.planes(x_0).cpu().numpy())))
     return np.concatenate(painted)
+
+
+def without_lost_tails(levels: np.ndarray) -> np.ndarray:
+    """Pictures `uint8 [..., steps]` without held pixels that no onset leads to.
+
+    In music a tail begins with its head, or at the left edge; a network's stray pixels do not.
+    """
+    levels = levels.copy()
+    for step in range(1, levels.shape[-1]):
+        column = levels[..., step]
+        column[(column == HELD) & (levels[..., step - 1] == SILENCE)] = SILENCE
+    return levels
 
 
 def fast_bfloat16(device: str | torch.device) -> bool:
