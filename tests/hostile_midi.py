@@ -27,6 +27,8 @@ FAR = b"\xff\xff\xff\x7f\xb0\x01\x01"  # 2^28 - 1 ticks, then a controller
 # name: (bytes, None if it becomes a picture, else words of the reason)
 SMALL = {
     "tick_past_2_31": (midi(track(FAR * 9 + NOTE + END)), "past"),
+    "two_leaps_in_silence": (midi(track(NOTE + FAR * 2 + NOTE + END), count=9),
+                             "past"),
     "hundreds_of_hours": (midi(track(FAR * 2 + NOTE + END)), "past"),
     "tempo_zero": (midi(track(b"\x00\xff\x51\x03\x00\x00\x00" + NOTE + END)), None),
     "ten_hours_of_silence": (midi(track(NOTE + b"\x82\xb7\xc0\x00" + NOTE + END)), None),
@@ -67,7 +69,8 @@ def large() -> dict[str, tuple[bytes, bool]]:
     """Files of megabytes: (bytes, whether it may become a picture)."""
     return {
         "a_million_tracks": (midi(*[track(END)] * 600_000), False),
-        "65535_tracks": (midi(*[track(NOTE + END)] * 65_535), True),
+        "65535_tracks": (midi(*[track(NOTE + END)] * 65_535), False),
+        "4096_tracks": (midi(*[track(NOTE + END)] * 4096), True),
         "a_million_notes": (midi(track(b"\x00\x90\x3c\x40" + b"\x01\x3c\x00\x01\x3c\x40" * 1_200_000
                                        + END)), True),
         "a_million_notes_at_once": (midi(track(b"\x00\x90\x3c\x40" + b"\x00\x3c\x40" * 2_000_000

@@ -1,6 +1,5 @@
 """No file stops a conversion: each becomes a picture, or is named with a reason."""
 
-import io
 import os
 import random
 import sys
@@ -9,8 +8,8 @@ from pathlib import Path
 
 import hostile_midi
 import numpy as np
-import pretty_midi
 import pytest
+import symusic
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -113,7 +112,7 @@ def test_repair_gives_bytes_or_a_reason(noise, with_header):
     except MusicError as error:
         assert "\n" not in str(error)
     else:
-        pretty_midi.PrettyMIDI(io.BytesIO(again))
+        symusic.Score.from_midi(again)
 
 
 def test_mutated_files_give_a_picture_or_a_reason(builtin_midi, tmp_path):

@@ -23,6 +23,7 @@ VELOCITY_UNKNOWN = 64  # a tail without a head: the note began before the pictur
 VELOCITY_TWO_LEVEL = 100  # black-and-white pictures hold no loudness
 MAX_STEPS = 2**19  # 18 hours of sixteenths at 120 bpm; longer files are damaged
 MAX_BYTES = 2**23  # of a MIDI file; more is no piece of music
+MAX_TRACKS = 4096
 LOWEST_PITCH_OF_ROWS = {128: 0, 106: 21}  # for pictures that carry no facts of their own
 PLANE_SOUNDING, PLANE_ONSET = 0.5, 0.25  # thresholds of `from_planes`
 
@@ -175,6 +176,8 @@ def _bytes_of(path: Path) -> bytes:
 
 def _parse(data: bytes, pedal: bool, careful: bool) -> tuple[symusic.Score, tuple]:
     """The score and its notes in ticks, by symusic; what that finds unsound is repaired first."""
+    if (tracks := data.count(b"MTrk")) > MAX_TRACKS:
+        raise MusicError(f"{tracks:,} tracks, more than any piece has; leave it out")
     if not careful and repair.is_whole(data):
         with contextlib.suppress(Exception):  # symusic raises many kinds
             score = symusic.Score.from_midi(data, sanitize_data=True)  # without it, it may crash

@@ -196,7 +196,9 @@ def _write_track(events: list[tuple[int, bytes]]) -> bytes:
     for tick, event in [*events, (events[-1][0] if events else 0, END_OF_TRACK)]:
         delta = tick - before
         before = tick
-        for shift in (28, 21, 14, 7):
+        if delta >= 2**28:  # four bytes of seven bits hold no more
+            raise MusicError("a note lies past 2^28 ticks; the file is damaged, leave it out")
+        for shift in (21, 14, 7):
             if delta >> shift:
                 body.append(delta >> shift & 0x7F | 0x80)
         body.append(delta & 0x7F)
