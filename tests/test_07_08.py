@@ -1,0 +1,164 @@
+"""Notebooks 07 and 08 from end to end, at a small size, and what 07 measures."""
+
+import csv
+import functools
+import re
+import shutil
+
+import numpy as np
+import papermill
+import pytest
+from papermill.exceptions import PapermillExecutionError
+
+from real_midi import ROOT
+from utils import corpus, metrics, pianoroll, unet
+
+# What 07 measures in the small run below. Tolerance: a thousandth of each figure; newer SciPy and
+# NumPy may move the last digits, a changed definition moves more.
+STORED = {
+    ("held-out real", "frechet"): 6.067239, ("held-out real", "overlap"): 0.926814,
+    ("train real", "kld"): 0.0225187, ("shuffled columns", "frechet"): 133.961315,
+    ("random notes", "value_overlap"): 0.543030, ("equally-loud", "frechet"): 45.994405,
+    ("equally-loud", "frechet_error"): 4.598800, ("copied", "diversity"): 4.241644,
+    ("shuffled", "memorised_share"): 0.0,
+}
+PIECES = 24
+
+
+def run(name, folder, **parameters):
+    """Execute a notebook; returns it."""
+    path = next((ROOT / "notebooks").glob(f"{name}_*.ipynb"))
+    return papermill.execute_notebook(path, folder / f"{name}.ipynb", parameters,
+                                      cwd=str(ROOT), kernel_name="python3", progress_bar=False)
+
+
+def said(notebook):
+    """All that a notebook printed."""
+    return "".join(out.text for cell in notebook.cells if cell.cell_type == "code"
+                   for out in cell.outputs if out.get("name") == "stdout")
+
+
+def refused(name, folder, **parameters):
+    """The message of the error that a notebook ends with."""
+    with pytest.raises(PapermillExecutionError) as caught:
+        run(name, folder, **parameters)
+    assert caught.value.ename == "MusicError"
+    return caught.value.evalue
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """A run with the pictures of a few pieces."""
+    folder = tmp_path_factory.mktemp("run")
+    corpus.convert("builtin", folder, max_files=PIECES, jobs=1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """An untrained network that paints more than silence."""
+    folder = tmp_path_factory.mktemp("models")
+    levels = pianoroll.paint(np.array([[0, 4, 60, 80], [8, 4, 64, 90]]), 128, 128)[None]
+    network = unet.new(levels, "tiny")
+    network.prior.fill_(-3.0)
+    unet.save(network, folder / "diffusion.safetensors")
+    return folder
+
+
+def samples_in(folder, images, count):
+    """Pictures in the place of a model's: held-out ones, all equally loud, and shuffled ones."""
+    valid = corpus.load_levels(images / "images" / "diffusion" / "valid")[:count]
+    loud = np.where(valid > pianoroll.HELD, 228, valid).astype(np.uint8)
+    gan = corpus.load_levels(images / "images" / "gan" / "train")[:count]
+    for name, levels, low in (("equally-loud", loud, 0),
+                              ("shuffled", metrics.shuffled_columns(valid), 0),
+                              ("copied", gan, 21)):
+        for i, one in enumerate(levels):
+            pianoroll.save_png(pianoroll.Picture(one, low), folder / name / f"{i:02d}.png")
+    return folder
+
+
+@functools.cache
+def evaluated(images, folder):
+    samples_in(folder / "samples", images, 8)
+    notebook = run("07", folder, run_dir=str(images), sample_dir=str(folder / "samples"))
+    with (images / "report" / "metrics.csv").open(encoding="utf-8", newline="") as table:
+        rows = {row["set"]: row for row in csv.DictReader(table)}
+    return notebook, rows
+
+
+@pytest.fixture(scope="module")
+def report(images, tmp_path_factory):
+    return evaluated(images, tmp_path_factory.mktemp("evaluated"))
+
+
+def test_07_writes_a_table_with_the_controls_and_a_figure(report, images):
+    _, rows = report
+    assert {"held-out real", "train real", "shuffled columns", "random notes"} < set(rows)
+    assert len(rows) == 7 and len({row["pictures"] for row in rows.values()}) == 1
+    assert all(np.isfinite(float(value)) for row in rows.values()
+               for name, value in row.items() if name != "set" and value)
+    assert set(metrics.FEATURES) < set(rows["copied"])
+    assert (images / "figures" / "metrics.png").stat().st_size > 10_000
+
+
+def test_07_says_who_is_closest_and_where_the_others_fall_short(report):
+    notebook, rows = report
+    text = said(notebook)
+    assert re.search(r"equally-loud:\n  velocity spread too low: [01]\.", text)
+    assert re.search(r"copied: .*\n  But 100% of its pictures", text)
+    nearest = min(("equally-loud", "shuffled", "copied"), key=lambda n: float(rows[n]["frechet"]))
+    assert f"Closest to real music: {nearest}" in text
+    assert "shuffled: not clearly nearer to real music than nonsense" in text
+
+
+def test_07_finds_the_copies(report):
+    _, rows = report
+    assert float(rows["copied"]["memorised_share"]) == 1
+    assert float(rows["copied"]["likeness"]) == pytest.approx(1)
+    assert float(rows["equally-loud"]["memorised_share"]) <= 0.25
+
+
+def test_07_measures_what_it_measured_before(report):
+    _, rows = report
+    for (name, column), expected in STORED.items():
+        assert float(rows[name][column]) == pytest.approx(expected, rel=1e-3), (name, column)
+
+
+def test_07_works_with_two_pictures_and_one_held_out_piece(tmp_path):
+    corpus.convert("builtin", tmp_path, max_files=3, jobs=1)
+    samples = samples_in(tmp_path / "mine", tmp_path, 2)
+    shutil.rmtree(samples / "shuffled")
+    notebook = run("07", tmp_path, run_dir=str(tmp_path), sample_dir=str(samples))
+    assert "with caution" in said(notebook)
+
+
+def test_07_without_samples_names_the_notebook_to_run(images, tmp_path):
+    message = refused("07", tmp_path, run_dir=str(images), model_dir=str(tmp_path / "none"))
+    assert "04_load_model" in message and "\n" not in message
+
+
+# ---------------------------------------------------------------- 08
+
+QUICK = {"sampling_steps": 2, "repeats": 1, "bars": 2}
+
+
+@pytest.mark.parametrize("mode", ["continue", "infill", "vary", "long"])
+def test_08_writes_midi_picture_and_sound(mode, models, tmp_path):
+    notebook = run("08", tmp_path, run_dir=str(tmp_path), model_dir=str(models), mode=mode, **QUICK)
+    folder = tmp_path / "midi" / "complete"
+    made = sorted(path.suffix for path in folder.iterdir())
+    assert made == [".mid", ".png", ".wav"] + [".wav"] * (mode != "long")
+    assert "new notes in" in said(notebook)
+    pianoroll.read_midi(next(folder.glob("*.mid")))
+
+
+@pytest.mark.parametrize(("parameters", "expected"), [
+    ({"mode": "prolong"}, "choose one of continue"), ({"bars": 0}, "bars is 0"),
+    ({"strength": 2.0}, "strength is 2.0"), ({"midi_file": "none.mid"}, "none.mid: no such file"),
+    ({"mode": "infill", "bars": 999}, "cannot paint bars"),
+    ({"model_dir": "nowhere"}, "02_train_diffusion")])
+def test_08_refuses_in_one_line(parameters, expected, models, tmp_path):
+    parameters = {"model_dir": str(models)} | parameters
+    message = refused("08", tmp_path, run_dir=str(tmp_path), **parameters)
+    assert expected in message and "\n" not in message
