@@ -143,7 +143,7 @@ def spaced_timesteps(steps: int, sampling_steps: int) -> list[int]:
 
 @torch.no_grad()
 def sample(predict_x_0: Callable[[Tensor, Tensor], Tensor], x_t: Tensor, alpha_bar: Tensor,
-           sampler: str = "ddpm", sampling_steps: int = 50,
+           sampler: str = "ddpm", sampling_steps: int = 25,
            limits: tuple[Tensor, Tensor] | None = None, generator: torch.Generator | None = None,
            callback: Callable[[int, Tensor, Tensor], None] | None = None) -> Tensor:
     """From noise `x_t` `[B, C, H, W]` to a guess of x_0 of the same shape.
@@ -176,7 +176,7 @@ def sample(predict_x_0: Callable[[Tensor, Tensor], Tensor], x_t: Tensor, alpha_b
 
 
 @torch.no_grad()
-def paint(network: torch.nn.Module, count: int, sampler: str = "ddpm", sampling_steps: int = 50,
+def paint(network: torch.nn.Module, count: int, sampler: str = "ddpm", sampling_steps: int = 25,
           seed: int = 0, batch_size: int = 32,
           callback: Callable[[int, Tensor, Tensor], None] | None = None,
           guidance: float = GUIDANCE) -> np.ndarray:
