@@ -20,7 +20,8 @@ SETTLED = 0.0  # log signal-to-noise ratio from which on a guess is left as it i
 @torch.no_grad()
 def paint_masked(network: torch.nn.Module, levels: np.ndarray, free: np.ndarray,
                  sampling_steps: int = 50, repeats: int = 4, strength: float = 1.0, seed: int = 0,
-                 hop: int = 16, density: float = 0.0, batch_size: int = 16,
+                 hop: int = 16, density: float = 0.0, guidance: float = diffusion.GUIDANCE,
+                 batch_size: int = 16,
                  callback: Callable[[int, np.ndarray], None] | None = None) -> np.ndarray:
     """Paint the pixels where `free`, bool `[128, W]`, so that they suit the rest of `levels`.
 
@@ -30,7 +31,8 @@ def paint_masked(network: torch.nn.Module, levels: np.ndarray, free: np.ndarray,
     step is taken `repeats` times, so that both parts grow together. `strength` below 1 begins with
     the free pixels' own levels, partly noised. Where fewer than `density` of the free pixels are
     expected to sound, they are made likelier while the noise is strong: after an ending a model
-    expects silence. `callback(i, levels)` sees the guess of each step.
+    expects silence. `guidance` is that of `unet.UNet.forward`. `callback(i, levels)` sees the guess
+    of each step.
     """
     device = next(network.parameters()).device
     alpha_bar, limits = network.schedule(), network.limits
@@ -50,7 +52,7 @@ def paint_masked(network: torch.nn.Module, levels: np.ndarray, free: np.ndarray,
                 x_t = diffusion.q_sample(known, noise, a[0]) if strength < 1 else noise
             x_t = torch.where(mask, x_t, diffusion.q_sample(known, noise, a[i]))
             starts = _window_starts(free, hop, random)
-            x_0 = _guess(network, x_t, noise_levels[t], starts, batch_size)
+            x_0 = _guess(network, x_t, noise_levels[t], starts, guidance, batch_size)
             x_0 = torch.minimum(torch.maximum(x_0, limits[0]), limits[1])
             if density and noise_levels[t] < SETTLED:
                 x_0 = network.standardise(livelier(network.planes(x_0), mask, density))
@@ -94,7 +96,7 @@ def _window_starts(free: np.ndarray, hop: int, random: torch.Generator) -> list[
 
 
 def _guess(network: torch.nn.Module, x_t: torch.Tensor, noise_level: torch.Tensor,
-           starts: list[int], batch_size: int) -> torch.Tensor:
+           starts: list[int], guidance: float, batch_size: int) -> torch.Tensor:
     """x_0 `[1, 2, 128, W]` from windows; where they overlap the one nearer its middle weighs more.
 
     A few windows are in memory at once, however wide the picture is.
@@ -106,7 +108,7 @@ def _guess(network: torch.nn.Module, x_t: torch.Tensor, noise_level: torch.Tenso
         some = starts[at : at + batch_size]
         batch = torch.cat([x_t[..., start : start + WIDTH] for start in some])
         with torch.autocast(kind, torch.bfloat16, enabled=fast):
-            guess = network.x_0(batch, noise_level.expand(len(some)))
+            guess = network.x_0(batch, noise_level.expand(len(some)), guidance)
         for start, one in zip(some, guess.float(), strict=True):
             total[0, ..., start : start + WIDTH] += one * tent
             weight[..., start : start + WIDTH] += tent

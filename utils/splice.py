@@ -230,16 +230,13 @@ def kept_levels(piece: Piece, begin: int, end: int) -> np.ndarray:
 def new_notes(levels: np.ndarray, kept: np.ndarray, begin: int, end: int) -> np.ndarray:
     """The notes that were painted in these columns, `[M, 4]` as `pianoroll.notes_of`.
 
-    A tail that only prolongs a kept note is left out; one without a head is as loud as the others.
+    A tail without a head is left out: it is a stray pixel, or would prolong a note that is kept.
     """
     free = np.where(kept[:, begin:end] > 0, 0, levels[:, begin:end]).astype(np.uint8)
     notes = pianoroll.notes_of(Picture(free))
-    headless = free[notes[:, 2], notes[:, 0]] <= HELD
-    before = np.pad(kept, ((0, 0), (1, 0)))[notes[:, 2], notes[:, 0] + begin] > 0
-    if (~headless).any():
-        notes[headless, 3] = np.median(notes[~headless, 3])
+    notes = notes[free[notes[:, 2], notes[:, 0]] > HELD]
     notes[:, 0] += begin
-    return notes[~(headless & before)]
+    return notes
 
 
 # ---------------------------------------------------------------- back into the file
@@ -280,9 +277,12 @@ def _in_ticks(piece: Piece, notes: np.ndarray, gone: set[int]) -> list[tuple[int
     """(track, start tick, end tick, channel, pitch, velocity), clear of what stays on the pitch."""
     per_step = piece.midi.ticks_per_beat / STEPS_PER_BEAT
     staying: dict[int, list[tuple[int, int]]] = {}
-    for group, pitch in set(map(tuple, piece.notes[:, [0, 3]].tolist())):
-        if group not in gone:
-            staying.setdefault(pitch, []).append(tuple(piece.spans[group].tolist()))
+    tracks = zip(piece.events, piece.groups, strict=True)
+    pitches = {group: message.note for events, groups in tracks
+               for (_, message), group in zip(events, groups, strict=True)
+               if group >= 0 and message.channel != DRUMS}
+    for group in pitches.keys() - gone:
+        staying.setdefault(pitches[group], []).append(tuple(piece.spans[group].tolist()))
     placed = []
     for start, length, pitch, velocity in notes.tolist():
         on, off = round(start * per_step), round((start + length) * per_step)
