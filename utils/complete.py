@@ -19,7 +19,7 @@ SETTLED = 0.0  # log signal-to-noise ratio from which on a guess is left as it i
 
 @torch.no_grad()
 def paint_masked(network: torch.nn.Module, levels: np.ndarray, free: np.ndarray,
-                 sampling_steps: int = 50, repeats: int = 4, strength: float = 1.0, seed: int = 0,
+                 sampling_steps: int = 25, repeats: int = 4, strength: float = 1.0, seed: int = 0,
                  hop: int = 16, density: float = 0.0, guidance: float = diffusion.GUIDANCE,
                  batch_size: int = 16,
                  callback: Callable[[int, np.ndarray], None] | None = None) -> np.ndarray:
