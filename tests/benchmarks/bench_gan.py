@@ -1,0 +1,135 @@
+"""Samples and training pictures a second: notebook 03's networks and the original project's.
+
+    python tests/benchmarks/bench_gan.py
+
+The original's generator is rebuilt from what is known of its cost: 367 GMAC a sample, 352 of them
+in two wide convolutions at full size. How it divides its channels is not known; ours is one way to
+reach that cost. Its discriminator is taken as five strided convolutions. Both are measured in one
+run, on this machine, in 32 bits, each with the batch that suits it.
+"""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+
+import keras
+import nbformat
+import numpy as np
+import tensorflow as tf
+from keras import layers, ops
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+
+from utils import pianoroll
+
+WIDE = 384
+
+
+def original_generator():
+    """14 -> 106x300x1 with one dense, three convolutional and three upsampling layers."""
+    z = keras.Input([14])
+    x = layers.LeakyReLU()(layers.Dense(53 * 75 * 97)(z))
+    x = layers.UpSampling2D((1, 2))(layers.Reshape([53, 75, 97])(x))
+    x = layers.LeakyReLU()(layers.Conv2D(2 * WIDE, 5, padding="same")(x))  # at 53 x 150
+    x = layers.UpSampling2D((2, 1))(x)
+    x = layers.UpSampling2D((1, 2))(x)
+    x = layers.LeakyReLU()(layers.Conv2D(WIDE, 5, padding="same")(x))  # at 106 x 300
+    x = layers.Conv2D(WIDE, 5, padding="same")(x)
+    return keras.Model(z, ops.tanh(ops.mean(x, axis=-1, keepdims=True)))
+
+
+def original_discriminator():
+    picture = x = keras.Input([106, 300, 1])
+    for filters in (64, 128, 256, 512, 512):
+        x = layers.LeakyReLU()(layers.Conv2D(filters, 5, 2, padding="same")(x))
+    return keras.Model(picture, layers.Dense(1)(layers.Flatten()(x)))
+
+
+def notebook_networks():
+    """The two networks and the GAN of notebook 03, as its cells define them."""
+    path = ROOT / "notebooks" / "03_train_gan_tf.ipynb"
+    cells = [c.source for c in nbformat.read(path, 4).cells if c.cell_type == "code"]
+    marks = ("def upsample", "QUIET = ", "def build_generator", "def painter_of",
+             "def build_discriminator", "def augment", "def straight_through",
+             "def discriminator_loss", "def r1", "class GAN", "def discriminator_gradients")
+    names = {"keras": keras, "layers": layers, "ops": ops, "tf": tf, "np": np,
+             "pianoroll": pianoroll, "ROWS": 106, "COLUMNS": 300, "latent_dim": 14, "seed": 0,
+             "penalty_weight": 1.0,
+             "to_network": lambda levels: tf.cast(levels, tf.float32)[..., None] / 255}
+    for mark in marks:
+        exec(next(source for source in cells if mark in source), names)
+    return names
+
+
+def macs(model):
+    """Multiply-accumulates of one picture in the dense and convolutional layers."""
+    total = 0
+    for layer in model.layers:
+        if isinstance(layer, layers.Conv2D):
+            total += int(np.prod(layer.kernel.shape)) * int(np.prod(layer.output.shape[1:3]))
+        elif isinstance(layer, layers.Dense):
+            total += int(np.prod(layer.kernel.shape))
+    return total
+
+
+def per_second(step, pictures, repeats):
+    """Pictures a second over some calls, after one that compiles."""
+    step()
+    start_s = time.perf_counter()
+    for _ in range(repeats):
+        step()
+    return pictures * repeats / (time.perf_counter() - start_s)
+
+
+def plain_step(generator, discriminator, batch):
+    """A gradient step of each network, without penalty or augmentation."""
+    real = tf.random.uniform([batch, 106, 300, 1])
+    optimizers = [keras.optimizers.Adam(2e-4) for _ in range(2)]
+    for optimizer, network in zip(optimizers, (generator, discriminator), strict=True):
+        optimizer.build(network.trainable_variables)
+
+    @tf.function
+    def step():
+        with tf.GradientTape(persistent=True) as tape:
+            fake = generator(tf.random.normal([batch, 14]), training=True)
+            refused = discriminator(fake, training=True)
+            real_loss = tf.nn.softplus(-discriminator(real, training=True))
+            losses = (tf.reduce_mean(tf.nn.softplus(-refused)),
+                      tf.reduce_mean(real_loss + tf.nn.softplus(refused)))
+        for optimizer, network, loss in zip(optimizers, (generator, discriminator), losses,
+                                            strict=True):
+            weights = network.trainable_variables
+            optimizer.apply(tape.gradient(loss, weights), weights)
+
+    return step
+
+
+def main():
+    tf.config.optimizer.set_experimental_options({"remapping": False})
+    names = notebook_networks()
+    ours, theirs = names["build_generator"](), original_generator()
+    gan = names["GAN"](ours, names["build_discriminator"]())
+    gan.compile(*(keras.optimizers.Adam(1e-3) for _ in range(2)))
+    learn = tf.function(gan.train_step)
+    levels = tf.cast(tf.random.uniform([16, 106, 300], 0, 255, tf.int32), tf.uint8)
+    paint, paint_theirs = tf.function(ours), tf.function(theirs)
+    z = tf.random.normal([16, 14])
+    rows = {
+        "multiply-accumulates a sample, 1e9": (macs(ours) / 1e9, macs(theirs) / 1e9),
+        "samples a second": (per_second(lambda: paint(z), 16, 20),
+                             per_second(lambda: paint_theirs(z[:1]), 1, 2)),
+        "training pictures a second": (
+            per_second(lambda: learn(levels), 16, 16),
+            per_second(plain_step(theirs, original_discriminator(), 1), 1, 2)),
+    }
+    print(f"{'':36s}{'ours':>10s}{'original':>10s}{'ratio':>10s}")
+    for name, (a, b) in rows.items():
+        print(f"{name:36s}{a:10.3g}{b:10.3g}{a / b:10.3g}")
+
+
+if __name__ == "__main__":
+    main()

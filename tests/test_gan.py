@@ -1,0 +1,222 @@
+"""Notebook 03: the two networks, the rules that end the game, and a small training, resumed."""
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import papermill
+import pytest
+
+from real_midi import ROOT
+from utils import pianoroll
+
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+NOTEBOOK = ROOT / "notebooks" / "03_train_gan_tf.ipynb"
+PAINT = """
+import hashlib, sys
+import keras, numpy as np
+model = keras.saving.load_model(sys.argv[1], safe_mode=True, compile=False)
+z = np.random.default_rng(5).standard_normal((3, model.input_shape[1])).astype("float32")
+gray = model.predict(z, verbose=0)
+print(gray.shape, gray.min() >= 0, gray.max() <= 1, np.isfinite(gray).all(),
+      hashlib.sha256(np.round(255 * gray).astype("uint8").tobytes()).hexdigest())
+"""
+
+
+def cells_with(*marks):
+    """The source of the notebook's code cells that hold these texts, in the order asked."""
+    cells = [c.source for c in nbformat.read(NOTEBOOK, 4).cells if c.cell_type == "code"]
+    return "\n".join(next(source for source in cells if mark in source) for mark in marks)
+
+
+@pytest.fixture(scope="module")
+def lesson():
+    """What the notebook defines, without running its training."""
+    import keras
+    import tensorflow as tf
+    from keras import layers, ops
+
+    names = {"keras": keras, "layers": layers, "ops": ops, "tf": tf, "np": np,
+             "pianoroll": pianoroll, "ROWS": 106, "COLUMNS": 300, "latent_dim": 14, "seed": 0}
+    exec(cells_with("def upsample", "QUIET = ", "def build_generator", "def kinds",
+                    "def build_discriminator", "def straight_through", "def augment", "def smooth",
+                    "def notes_per_quarter", "def variety", "def between"), names)
+    return names
+
+
+# ---------------------------------------------------------------- the networks
+
+
+def test_the_networks_have_the_layers_and_the_shapes_that_the_lesson_names(lesson):
+    generator, discriminator = lesson["build_generator"](), lesson["build_discriminator"]()
+    assert lesson["kinds"](generator) == [1, 3, 3]
+    assert lesson["kinds"](discriminator) == [1, 5, 0]
+    assert generator.input_shape == (None, 14)
+    assert generator.output_shape == discriminator.input_shape == (None, 106, 300, 1)
+    assert discriminator.output_shape == (None, 1)
+    assert not any("Lambda" in type(layer).__name__ for layer in generator.layers)
+
+
+def test_the_discriminator_sees_whether_a_batch_is_all_the_same_picture(lesson):
+    discriminator = lesson["build_discriminator"]()
+    some = np.random.default_rng(0).random((4, 106, 300, 1)).astype("float32")
+    alone = discriminator(np.repeat(some[:1], 4, axis=0)).numpy()[0]
+    among_others = discriminator(some).numpy()[0]
+    assert alone != pytest.approx(among_others, abs=1e-6)
+
+
+def test_what_the_discriminator_sees_is_what_snap_levels_gives(lesson):
+    import tensorflow as tf
+
+    gray = np.arange(256, dtype=np.uint8)
+    seen = 255 * lesson["straight_through"](tf.constant(gray / 255, tf.float32)).numpy()
+    np.testing.assert_array_equal(seen.round(), pianoroll.snap_levels(gray))
+
+
+def test_the_gradient_passes_the_snapping_but_not_outwards(lesson):
+    import tensorflow as tf
+
+    paint = tf.constant([-2.0, -2.0, 0.1, 0.5, 3.0, 3.0])
+    wish = tf.constant([1.0, -1.0, 1.0, -1.0, 1.0, -1.0])  # of the loss: descent goes against it
+    with tf.GradientTape() as tape:
+        tape.watch(paint)
+        loss = tf.reduce_sum(wish * lesson["straight_through"](paint))
+    np.testing.assert_allclose(tape.gradient(loss, paint), [0, -1, 1, -1, 1, 0])
+
+
+def test_augment_moves_notes_and_keeps_them(lesson):
+    import tensorflow as tf
+
+    picture = np.zeros((2, 106, 300, 1), np.float32)
+    picture[:, 40, 8:12, 0] = [0.8, 0.25, 0.25, 0.25]
+    for _ in range(5):
+        moved = lesson["augment"](tf.constant(picture)).numpy()
+        rows, columns = np.nonzero(moved[0, :, :, 0] > 0.5)
+        assert len(rows) == 1 and abs(rows[0] - 40) <= 6 and columns[0] % 4 == 0
+        assert moved.sum() == pytest.approx(picture.sum())
+
+
+def test_the_way_between_two_pieces_begins_and_ends_with_them(lesson):
+    a, b = np.random.default_rng(1).standard_normal((2, 14)).astype(np.float32)
+    way = lesson["between"](a, b, 7)
+    np.testing.assert_allclose(way[[0, -1]], [a, b], atol=1e-5)
+    lengths = np.linalg.norm(way, axis=1)
+    assert lengths.min() > 0.99 * min(lengths[0], lengths[-1])
+    np.testing.assert_allclose(lesson["between"](a, a, 3), [a, a, a], atol=1e-4)
+
+
+# ---------------------------------------------------------------- the end of the game
+
+
+def log_of(p_real, p_fake):
+    return [{"p_real": a, "p_fake": b} for a, b in zip(p_real, p_fake, strict=True)]
+
+
+def test_balance_needs_both_probabilities_near_a_half_for_the_whole_window(lesson):
+    balanced, half = lesson["balanced"], np.full(300, 0.5)
+    assert balanced(log_of(half, half), 100, 0.05)
+    assert not balanced(log_of(half[:150], half[:150]), 100, 0.05), "too early to say"
+    assert not balanced(log_of(half + 0.1, half), 100, 0.05)
+    assert not balanced(log_of(half, half - 0.1), 100, 0.05)
+    lately = np.where(np.arange(300) < 250, 0.9, 0.5)
+    assert not balanced(log_of(lately, 1 - lately), 100, 0.05)
+    jumping = half + 0.3 * (-1) ** np.arange(300)
+    assert balanced(log_of(jumping, jumping), 100, 0.05), "a single batch jumps"
+
+
+def music(count, seed=0, notes=200):
+    rng = np.random.default_rng(seed)
+    levels = np.zeros((count, 106, 300), np.uint8)
+    for one in levels:
+        one[rng.integers(20, 80, notes), rng.integers(0, 300, notes)] = 200
+    return levels
+
+
+def test_faults_are_said_in_words_with_what_to_try(lesson):
+    faults, data = lesson["faults"], music(8)
+    assert faults(music(8, seed=1), data) == []
+    silent, same = np.zeros_like(data), np.repeat(music(1), 8, axis=0)
+    late = music(8, seed=2)
+    late[:, :, :75] = 0
+    noise = np.random.default_rng(0).choice([0, 200], data.shape).astype(np.uint8)
+    for samples, word in ((silent, "silent"), (same, "alike"), (late, "quarter"), (noise, "noise")):
+        found = faults(samples, data)
+        assert any(word in fault for fault in found), (word, found)
+        assert all(": " in fault for fault in found), "each says what to try"
+
+
+# ---------------------------------------------------------------- a small training, resumed
+
+
+def run(run_dir, **parameters):
+    output = Path(run_dir) / "03.ipynb"
+    given = {"run_dir": str(run_dir), "train_steps": 3, "batch_size": 2} | parameters
+    papermill.execute_notebook(NOTEBOOK, output, given, cwd=ROOT, kernel_name="python3",
+                               progress_bar=False)
+    return "".join(o.get("text", "") for c in nbformat.read(output, 4).cells
+                   for o in c.get("outputs", []) if o.get("name") == "stdout")
+
+
+def pictures(folder, count, size=(106, 300)):
+    for i, levels in enumerate(music(count)):
+        pianoroll.save_png(pianoroll.Picture(levels[: size[0], : size[1]], 21),
+                           folder / f"{i}.png")
+
+
+def rows(run_dir):
+    with (run_dir / "models" / "gan_log.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Three pictures, a batch of five: fewer pictures than a batch holds. Then two steps more."""
+    run_dir = tmp_path_factory.mktemp("gan")
+    for split in ("train", "valid"):
+        pictures(run_dir / "images" / "gan" / split, 3)
+    said = run(run_dir, batch_size=5)
+    first = rows(run_dir)
+    more = run(run_dir, batch_size=5, train_steps=5, resume=True)
+    return run_dir, said, first, more
+
+
+def test_it_trains_on_fewer_pictures_than_a_batch_and_says_why_it_stopped(trained):
+    run_dir, said, first, _ = trained
+    assert "stopped at step 3: the budget" in said
+    words = ("silent", "empty", "alike", "noise", "no fault")
+    assert any(word in said for word in words), "the notebook says how the samples are"
+    assert [row["step"] for row in first] == ["1", "2", "3"]
+    assert list(first[0]) == ["step", "discriminator_loss", "generator_loss", "p_fake",
+                              "p_real", "penalty"]
+    for name in ("figures/gan_progress.gif", "figures/gan_probabilities.png",
+                 "figures/latent_walk.gif", "models/gan_generator.keras"):
+        assert (run_dir / name).stat().st_size > 500, name
+
+
+def test_resume_goes_on_where_it_was(trained):
+    run_dir, _, first, more = trained
+    assert "steps done: 3 · to do: 2" in more
+    assert rows(run_dir)[:3] == first
+    assert [float(row["step"]) for row in rows(run_dir)] == [1, 2, 3, 4, 5]
+    assert not [path for path in run_dir.rglob(".*") if path.is_file()], "a temporary file is left"
+
+
+def test_a_fresh_process_paints_the_same_pictures_twice(trained):
+    model = trained[0] / "models" / "gan_generator.keras"
+    said = [subprocess.run([sys.executable, "-c", PAINT, str(model)], capture_output=True,
+                           text=True, check=True).stdout for _ in range(2)]
+    assert said[0] == said[1]
+    assert said[0].startswith("(3, 106, 300, 1) True True True")
+
+
+def test_other_networks_do_not_resume_and_wrong_pictures_do_not_train(trained, tmp_path):
+    with pytest.raises(Exception, match=r"gan_state.npz: .*set resume to False"):
+        run(trained[0], resume=True, latent_dim=6)
+    for split in ("train", "valid"):
+        pictures(tmp_path / "images" / "gan" / split, 2, size=(100, 300))
+    with pytest.raises(Exception, match=r"100×300 pixels, not 106×300"):
+        run(tmp_path)
