@@ -60,7 +60,7 @@ def models(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
     levels = pianoroll.paint(np.array([[0, 4, 60, 80], [8, 4, 64, 90]]), 128, 128)[None]
     network = unet.new(levels, "tiny")
-    network.prior.fill_(-3.0)
+    network.prior.zero_()
     unet.save(network, folder / "diffusion.safetensors")
     return folder
 
