@@ -16,7 +16,7 @@ def main(run_dir: str) -> None:
         piece = pianoroll.read_midi(sorted((ROOT / "data/midi").glob("*nocturne*"))[3])
         real = pianoroll.windows(piece, pianoroll.PRESETS[name])[0]
         pictures = [pianoroll.load_png(path) for path in painted] + [real]
-        titles = [f"painted by the {name} model"] * len(painted) + ["a piece of the corpus"]
+        titles = [f"painted by {name}"] * len(painted) + ["a piece of the corpus"]
         figure = show.figure_of(pictures, titles, columns=4 if name == "diffusion" else 2)
         path = ROOT / "docs" / f"samples_{name}.png"
         path.write_bytes(show.png_of(figure))

@@ -53,8 +53,8 @@ def notebook_networks():
     """The two networks and the GAN of notebook 03, as its cells define them."""
     path = ROOT / "notebooks" / "03_train_gan_tf.ipynb"
     cells = [c.source for c in nbformat.read(path, 4).cells if c.cell_type == "code"]
-    marks = ("def upsample", "QUIET = ", "def build_generator", "def painter_of",
-             "def build_discriminator", "def augment", "def straight_through",
+    marks = ("def upsample", "QUIET = ", "def with_heads", "def build_generator",
+             "def painter_of", "def build_discriminator", "def augment", "def straight_through",
              "def discriminator_loss", "def r1", "class GAN", "def discriminator_gradients")
     names = {"keras": keras, "layers": layers, "ops": ops, "tf": tf, "np": np,
              "pianoroll": pianoroll, "ROWS": 106, "COLUMNS": 300, "latent_dim": 14, "seed": 0,
