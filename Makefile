@@ -49,7 +49,8 @@ lab: $(READY)  ## open JupyterLab on the notebooks
 	$(PY) -m jupyter lab notebooks/01_midi2img.ipynb
 
 bench: $(READY)  ## measure speed against peers, side by side
-	@for file in tests/benchmarks/bench_*.py; do echo "== $$file"; $(PY) $$file || exit 1; done
+	$(PY) tests/benchmarks/bench_midi.py --all
+	@for name in metrics diffusion gan complete; do echo "== $$name"; $(PY) tests/benchmarks/bench_$$name.py; done
 
 refresh: $(READY)  ## run the notebooks from scratch and keep their outputs (before a commit)
 	$(PY) chain.py --refresh

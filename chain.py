@@ -38,7 +38,7 @@ def run_chain(run_dir: str | Path, parameters: dict | None = None, only: Iterabl
     chosen = [path for path in NOTEBOOKS if not only or path.name[:2] in set(only)]
     given = {"run_dir": str(run_dir)} | (parameters or {})
     if {"02", "03"} <= {path.name[:2] for path in chosen}:
-        given = {"04.model_dir": str(Path(run_dir) / "models")} | given
+        given = {"model_dir": str(Path(run_dir) / "models")} | given
     for number, path in enumerate(chosen, 1):
         output = ROOT / run_dir / "notebooks" / path.name
         output.parent.mkdir(parents=True, exist_ok=True)
