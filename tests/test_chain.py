@@ -86,12 +86,13 @@ def test_04_loads_them_in_a_fresh_process_and_paints(run_dir):
 
 
 def test_05_and_06_give_a_sound_for_each_picture_that_is_not_silent(run_dir):
-    silent = {row["file"] for row in rows_of(run_dir / "midi" / "skipped.csv")}
+    silent = {Path(row["file"]).with_suffix(".png").as_posix() for folder in ("midi", "wav")
+              for row in rows_of(run_dir / folder / "skipped.csv")}
     pictures = sorted((run_dir / "samples").rglob("*.png"))
     for path in pictures:
         below = path.relative_to(run_dir / "samples")
-        if below.as_posix() in silent:
-            assert not len(pianoroll.notes_of(pianoroll.load_png(path)))
+        if below.as_posix() in silent:  # six steps of training may come to nothing
+            assert (pianoroll.load_png(path).levels <= 160).all()
             continue
         midi = (run_dir / "midi" / below).with_suffix(".mid")
         notes = pianoroll.notes_of(pianoroll.load_png(path))

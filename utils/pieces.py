@@ -13,6 +13,7 @@ from pathlib import Path
 from utils.fetch import collection_folder
 from utils.files import MusicError, printable
 from utils.pianoroll import MAX_BYTES
+from utils.repair import is_whole
 
 VALID_SHARE = 0.1  # of the pieces, where a collection has no official split
 POP909_TRAIN = 720  # ids up to this one are trained on
@@ -66,18 +67,20 @@ def choose_pieces(midi_dir: str | Path | Iterable[str | Path], max_files: int = 
 
     The split is the publisher's where there is one (its test pieces are left out); otherwise a
     tenth of the pieces is held out, chosen by seed and content, so a copy under another name lands
-    on the same side. `max_files` above 0 keeps that many, chosen by seed, each split in proportion.
+    on the same side, and damaged files last, so that what is held out gives
+    pictures. `max_files` above 0 keeps that many, chosen by seed, each split in proportion.
     """
     paths = find_midi(midi_dir)
     single = isinstance(midi_dir, (str, Path))
     folder = collection_folder(midi_dir) if single else Path(os.path.commonpath(
         [path.absolute().parent for path in paths]))
     with ThreadPoolExecutor() as pool:
-        digests = list(pool.map(_digest, paths))
+        digests, whole = zip(*pool.map(_digest, paths), strict=True)
     sources = [printable(path.absolute().relative_to(folder.absolute()).as_posix())
                for path in paths]
     rank = {digest: hashlib.sha256(f"{seed}:{digest}".encode()).hexdigest() for digest in digests}
-    order = sorted(set(digests), key=rank.__getitem__)
+    damaged = {digest for digest, is_whole in zip(digests, whole, strict=True) if not is_whole}
+    order = sorted(set(digests), key=lambda digest: (digest in damaged, rank[digest]))
     held_out = set(order[: max(1, round(len(order) * VALID_SHARE)) if len(order) > 1 else 0])
     official = official_split(folder)
     pieces = [Piece(str(path.absolute()), source, official(source) if official else
@@ -94,13 +97,15 @@ def choose_pieces(midi_dir: str | Path | Iterable[str | Path], max_files: int = 
     return sorted(pieces, key=lambda piece: piece.source)
 
 
-def _digest(path: Path) -> str:
-    """sha256 of the file, or of its name where it cannot be read (its conversion will say why)."""
+def _digest(path: Path) -> tuple[str, bool]:
+    """sha256 of the file and whether it is whole MIDI; of its name where it cannot be read (its
+    conversion will say why)."""
     try:
         with path.open("rb") as file:
-            return hashlib.sha256(file.read(MAX_BYTES + 1)).hexdigest()
+            data = file.read(MAX_BYTES + 1)
     except OSError:
-        return hashlib.sha256(os.fsencode(path)).hexdigest()
+        return hashlib.sha256(os.fsencode(path)).hexdigest(), False
+    return hashlib.sha256(data).hexdigest(), is_whole(data)
 
 
 def picture_names(pieces: list[Piece]) -> list[str]:

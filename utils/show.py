@@ -188,23 +188,36 @@ def data_uri(data: bytes, kind: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def listen(thing: Picture | np.ndarray | str | Path, title: str = "") -> HTML:
-    """A player for a picture, a MIDI file or a WAV file. It holds its sound as a small MP3."""
+def _sound_of(path: Path) -> bytes:
+    """The MP3 of a WAV, or of a MIDI file, which is rendered first."""
+    if path.suffix.lower() == ".wav":
+        return mp3_of(path)
     from utils import audio  # late: to look at pictures takes no synthesizer
 
-    if isinstance(thing, (str, Path)) and Path(thing).suffix.lower() == ".wav":
-        mp3 = mp3_of(thing)
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            midi, wav = Path(folder, "sound.mid"), Path(folder, "sound.wav")
-            if isinstance(thing, (str, Path)):
-                midi = Path(thing)
-            else:
-                pianoroll.save_midi(as_picture(thing), midi)
-            audio.midi_to_wav(midi, wav, sample_rate=PLAYER_RATE_HZ)
-            mp3 = mp3_of(wav)
+    with tempfile.TemporaryDirectory() as folder:
+        wav = Path(folder, "sound.wav")
+        audio.midi_to_wav(path, wav, sample_rate=PLAYER_RATE_HZ)
+        return mp3_of(wav)
+
+
+def listen(thing: Picture | np.ndarray | str | Path, title: str = "") -> HTML:
+    """A player for a picture, a MIDI file or a WAV file. It holds its sound as a small MP3.
+
+    A picture that is silent, or nearly so, gets a line that says it in place of a player.
+    """
     label = html.escape(one_line(title, 80))
     caption = f"<figcaption>{label}</figcaption>" if label else ""
+    if isinstance(thing, (str, Path)):
+        mp3 = _sound_of(Path(thing))
+    else:
+        picture = as_picture(thing)
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                mp3 = _sound_of(pianoroll.save_midi(picture, Path(folder, "picture.mid")))
+        except MusicError:
+            notes = len(pianoroll.notes_of(picture))
+            return HTML(f"<figure>{caption}<em>Silence: {notes} notes, too soft to hear.</em>"
+                        "</figure>")
     return HTML(f'<figure style="margin:0">{caption}<audio controls preload="metadata" '
                 f'aria-label="{label or "player"}" src="{data_uri(mp3, "audio/mpeg")}"></audio>'
                 "</figure>")
