@@ -64,7 +64,7 @@ def test_02_and_03_write_models_logs_and_figures(run_dir):
     for name in ("models/diffusion.safetensors", "models/gan_generator.keras",
                  "figures/denoising.gif", "figures/diffusion_loss.png",
                  "figures/gan_progress.gif", "figures/gan_probabilities.png"):
-        assert (run_dir / name).stat().st_size > 1_000, name
+        assert (run_dir / name).stat().st_size > 300, name
     for name in ("diffusion", "gan"):
         log = rows_of(run_dir / f"models/{name}_log.csv")
         assert log

@@ -96,6 +96,15 @@ def sound_of(player) -> tuple[np.ndarray, int]:
     return soundfile.read(io.BytesIO(base64.b64decode(data)))
 
 
+@pytest.mark.parametrize("level", [0, pianoroll.ONSET + 1])
+def test_silence_gets_a_line_in_place_of_a_player(level):
+    levels = np.zeros((128, 128), np.uint8)
+    levels[60, :2] = level
+    shown = show.listen(levels, title="quiet").data
+    assert "Silence" in shown or "<audio" in shown
+    assert level or "<audio" not in shown
+
+
 @pytest.mark.parametrize("kind", ["picture", "midi", "wav"])
 def test_listen_holds_its_sound(kind, tmp_path):
     one = picture()

@@ -40,6 +40,10 @@ USUAL_FONTS = (
 )
 
 
+class Silence(MusicError):
+    """A piece of music with nothing to hear in it."""
+
+
 @dataclass(frozen=True)
 class WavFacts:
     """What was measured on a WAV. `peak` and `rms` are amplitudes, 1.0 is full scale."""
@@ -75,7 +79,7 @@ def midi_to_wav(midi_path: str | Path, wav_path: str | Path,
     data, score = read_score(midi_path)
     midi_s = max((float(track.end()) for track in score.tracks if len(track.notes)), default=0.0)
     if midi_s <= 0:
-        raise MusicError(f"{midi_path}: no notes, so there is nothing to hear; leave it out")
+        raise Silence(f"{midi_path}: no notes, so there is nothing to hear; leave it out")
     if midi_s > LONGEST_S:
         raise MusicError(f"{midi_path}: lasts {midi_s / 3600:.1f} hours; cut it to 2 or fewer")
     sound, note = with_fluidsynth(data, font, sample_rate, midi_s)
@@ -238,7 +242,7 @@ def check_wav(wav_path: str | Path, midi_seconds: float, name: str | Path = "") 
         raise MusicError(f"{name}: lasts {seconds:.2f} s where its MIDI lasts {midi_seconds:.2f} s;"
                          " render it again")
     if rms < SILENT / 10 or peak < SILENT:
-        raise MusicError(f"{name}: silent; try another sound_font")
+        raise Silence(f"{name}: silent; try another sound_font")
     if peak >= CLIPPED:
         raise MusicError(f"{name}: clipped, its peaks reach full scale; render it again")
     return WavFacts(seconds, midi_seconds, rate_hz, peak, rms)

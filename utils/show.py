@@ -188,36 +188,29 @@ def data_uri(data: bytes, kind: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def _sound_of(path: Path) -> bytes:
-    """The MP3 of a WAV, or of a MIDI file, which is rendered first."""
-    if path.suffix.lower() == ".wav":
-        return mp3_of(path)
-    from utils import audio  # late: to look at pictures takes no synthesizer
-
-    with tempfile.TemporaryDirectory() as folder:
-        wav = Path(folder, "sound.wav")
-        audio.midi_to_wav(path, wav, sample_rate=PLAYER_RATE_HZ)
-        return mp3_of(wav)
-
-
 def listen(thing: Picture | np.ndarray | str | Path, title: str = "") -> HTML:
     """A player for a picture, a MIDI file or a WAV file. It holds its sound as a small MP3.
 
-    A picture that is silent, or nearly so, gets a line that says it in place of a player.
+    Music that is silent, or nearly so, gets a line that says it in place of a player.
     """
+    from utils import audio  # late: to look at pictures takes no synthesizer
+
     label = html.escape(one_line(title, 80))
     caption = f"<figcaption>{label}</figcaption>" if label else ""
-    if isinstance(thing, (str, Path)):
-        mp3 = _sound_of(Path(thing))
-    else:
-        picture = as_picture(thing)
+    with tempfile.TemporaryDirectory() as folder:
+        wav = Path(folder, "sound.wav")
         try:
-            with tempfile.TemporaryDirectory() as folder:
-                mp3 = _sound_of(pianoroll.save_midi(picture, Path(folder, "picture.mid")))
-        except MusicError:
-            notes = len(pianoroll.notes_of(picture))
-            return HTML(f"<figure>{caption}<em>Silence: {notes} notes, too soft to hear.</em>"
-                        "</figure>")
+            if isinstance(thing, (str, Path)):
+                path = Path(thing)
+            else:
+                path = Path(folder, "picture.mid")
+                pianoroll.to_midi(as_picture(thing)).write(str(path))
+            if path.suffix.lower() != ".wav":
+                audio.midi_to_wav(path, wav, sample_rate=PLAYER_RATE_HZ)
+                path = wav
+            mp3 = mp3_of(path)
+        except audio.Silence:
+            return HTML(f"<figure>{caption}<em>Silence: nothing to hear.</em></figure>")
     return HTML(f'<figure style="margin:0">{caption}<audio controls preload="metadata" '
                 f'aria-label="{label or "player"}" src="{data_uri(mp3, "audio/mpeg")}"></audio>'
                 "</figure>")
