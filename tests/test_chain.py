@@ -101,7 +101,7 @@ def test_05_and_06_give_a_sound_for_each_picture_that_is_not_silent(run_dir):
         assert np.sqrt(np.mean(sound**2)) > 1e-4 and np.abs(sound).max() < 1
         assert len(sound) / rate >= 1
     assert (run_dir / "gallery.html").read_text(encoding="utf-8").count("<audio") \
-        == len(list((run_dir / "midi").rglob("*.mid")))
+        == len(list((run_dir / "wav").rglob("*.wav")))
 
 
 def test_nothing_half_written_is_left(run_dir):
