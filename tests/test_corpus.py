@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import itertools
 import shutil
 from pathlib import Path
 
@@ -161,15 +162,33 @@ def test_both_storages_hold_the_same_and_load_with_datasets(midi, converted, tmp
 def test_a_stream_gives_every_picture_once_an_epoch(midi, tmp_path, kind, buffer):
     corpus.convert(midi, tmp_path, storage=kind)
     folder = tmp_path / "images" / "diffusion" / "train"
-    all_levels = sorted(one.tobytes() for one in corpus.load_levels(folder))
-    stream = list(corpus.stream_levels(folder, 1, "diffusion", seed=3, buffer=buffer, epochs=2))
-    assert stream[0].dtype == np.uint8 and stream[0].shape == (1, 128, 128)
-    order = [batch.tobytes() for batch in stream]
-    assert sorted(order[: len(order) // 2]) == sorted(order[len(order) // 2 :]) == all_levels
-    assert order[: len(order) // 2] != order[len(order) // 2 :]
-    again = corpus.stream_levels(folder, 1, seed=3, buffer=buffer, epochs=2)
-    assert [batch.tobytes() for batch in again] == order
-    assert next(corpus.stream_levels(folder, 10**6)).shape[0] == len(all_levels)
+    levels = corpus.load_levels(folder)
+    stream = corpus.stream_levels(folder, 1, "diffusion", seed=3, buffer=buffer)
+    batches = list(itertools.islice(stream, 2 * len(levels)))
+    assert batches[0].dtype == np.uint8 and batches[0].shape == (1, 128, 128)
+    order = [batch.tobytes() for batch in batches]
+    first, second = order[: len(levels)], order[len(levels) :]
+    assert sorted(first) == sorted(second) == sorted(one.tobytes() for one in levels)
+    assert first != second
+    for start in (1, len(levels) - 1, len(levels) + 2):  # resumed there, as if it had come by
+        again = corpus.stream_levels(folder, 1, seed=3, start=start, buffer=buffer)
+        assert [batch.tobytes() for batch in itertools.islice(again, 3)] == order[start : start + 3]
+    assert next(corpus.stream_levels(folder, len(levels) + 2)).shape[0] == len(levels) + 2
+
+
+@pytest.mark.parametrize("kind", ["png", "parquet"])
+def test_examples_are_evenly_spaced_and_stand_in_for_missing_held_out_ones(midi, tmp_path, kind):
+    corpus.convert(midi, tmp_path, storage=kind)
+    folder = tmp_path / "images" / "diffusion"
+    train, valid = corpus.load_levels(folder / "train"), corpus.load_levels(folder / "valid")
+    some, held_out = corpus.load_examples(tmp_path, "diffusion", 3)
+    evenly = np.linspace(0, len(train) - 1, 3).round().astype(int)
+    np.testing.assert_array_equal(some, train[evenly])
+    np.testing.assert_array_equal(held_out[[0, -1]], valid[[0, -1]])
+    shutil.rmtree(folder / "valid")
+    some, held_out = corpus.load_examples(tmp_path, "diffusion")
+    np.testing.assert_array_equal(some, train)
+    assert held_out is some
 
 
 def test_pictures_that_are_none(tmp_path):

@@ -117,8 +117,13 @@ def with_midirenderer(data: bytes, font: Path, sample_rate: int) -> np.ndarray:
         raise MusicError(f"{font}: a damaged SoundFont file ({error}); give another .sf2 as "
                          "sound_font, or install FluidSynth") from None
     sound, rate_hz = soundfile.read(io.BytesIO(wav), dtype="float32", always_2d=True)
-    common = math.gcd(sample_rate, rate_hz)
-    return scipy.signal.resample_poly(sound, sample_rate // common, rate_hz // common)
+    return resample(sound, rate_hz, sample_rate)
+
+
+def resample(sound: np.ndarray, from_hz: int, to_hz: int) -> np.ndarray:
+    """Sound `[samples]` or `[samples, channels]` at another rate."""
+    common = math.gcd(from_hz, to_hz)
+    return scipy.signal.resample_poly(sound, to_hz // common, from_hz // common)
 
 
 @functools.lru_cache(maxsize=1)

@@ -18,10 +18,20 @@ from utils.fetch import BUILTIN
 from utils.files import MusicError, atomic, write_json, write_table
 from utils.pianoroll import PRESETS
 from utils.pieces import SPLITS, Piece, choose_pieces, find_midi, official_split, picture_names
-from utils.storage import METADATA, drop_from_shard, load_levels, stream_levels, write_shard
+from utils.storage import (
+    METADATA,
+    count_pictures,
+    drop_from_shard,
+    load_examples,
+    load_levels,
+    load_pictures,
+    stream_levels,
+    write_shard,
+)
 
-__all__ = ["BUILTIN", "Piece", "Summary", "choose_pieces", "convert", "ensure_images", "find_midi",
-           "load_levels", "official_split", "picture_names", "stream_levels"]
+__all__ = ["BUILTIN", "Piece", "Summary", "choose_pieces", "convert", "count_pictures",
+           "ensure_images", "find_midi", "load_examples", "load_levels", "load_pictures",
+           "official_split", "picture_names", "stream_levels"]
 
 BATCH = {"png": 8, "parquet": 256}  # files to a task, to a record of what is done, to a shard
 

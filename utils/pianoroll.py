@@ -323,16 +323,17 @@ def save_png(picture: Picture, path: str | Path) -> Path:
     return Path(path)
 
 
-def load_png(path: str | Path) -> Picture:
+def load_png(path: str | Path, data: bytes | None = None) -> Picture:
     """Read a picture. One without facts has 128 rows from pitch 0 or 106 from pitch 21.
 
+    `data` are the PNG's bytes where it is no file of its own; `path` then says where it came from.
     Black and white (two levels, no facts): each run of lit pixels is one note, velocity 100.
     Raises `MusicError` for what is no picture of music.
     """
     path = Path(path)
     wrong = "is not a picture of music; give 128 or 106 gray rows, or one that notebook 01 made"
     try:
-        with Image.open(path) as image:
+        with Image.open(path if data is None else io.BytesIO(data)) as image:
             facts = dict(getattr(image, "text", {}))
             if image.width > MAX_STEPS or image.height > 128:
                 raise MusicError(f"{path}: {image.width}×{image.height} pixels: {wrong}")

@@ -160,27 +160,18 @@ def show_figure(figure: Figure, alt: str = "") -> None:
 
 def mp3_of(wav_path: str | Path, longest_s: float = PLAYER_SECONDS) -> bytes:
     """A WAV as mono MP3 of 22.05 kHz, 3 kB a second; past `longest_s` it is faded out."""
+    from utils import audio  # late: to look at pictures takes no synthesizer
+
     sound, rate_hz = soundfile.read(wav_path, dtype="float32", always_2d=True)  # [n, channels]
     sound = sound.mean(axis=1)[: int(longest_s * rate_hz) + 1]
     if len(sound) > longest_s * rate_hz:
         fade = rate_hz * 2
         sound[-fade:] *= np.linspace(1, 0, fade, dtype=np.float32)
-    sound = resample(sound, rate_hz, PLAYER_RATE_HZ)
+    sound = audio.resample(sound, rate_hz, PLAYER_RATE_HZ)
     small = io.BytesIO()
     soundfile.write(small, sound, PLAYER_RATE_HZ, format="MP3", subtype="MPEG_LAYER_III",
                     bitrate_mode="CONSTANT", compression_level=0.9)
     return small.getvalue()
-
-
-def resample(sound: np.ndarray, from_hz: int, to_hz: int) -> np.ndarray:
-    """Mono sound at another rate, through its spectrum: nothing above half the new rate is kept."""
-    if from_hz == to_hz or not len(sound):
-        return sound
-    padded = np.pad(sound, (0, -len(sound) % from_hz))  # whole seconds: a fast transform
-    count = len(padded) // from_hz * to_hz
-    spectrum = np.fft.rfft(padded)[: count // 2 + 1]
-    there = np.fft.irfft(spectrum, count) * (count / len(padded))
-    return there[: round(len(sound) * to_hz / from_hz)].astype(np.float32)
 
 
 def data_uri(data: bytes, kind: str) -> str:

@@ -6,7 +6,6 @@ data_dir=...)`. A million small files are slow to list and to copy; shards are n
 """
 
 import contextlib
-import io
 import itertools
 import json
 import os
@@ -14,7 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from utils import pianoroll
 from utils.files import MusicError, atomic
@@ -83,90 +81,124 @@ def count_pictures(folder: str | Path) -> int:
     return len(files) + sum(pq.read_metadata(shard).num_rows for shard in shards)
 
 
-def load_levels(folder: str | Path, preset_name: str | None = None) -> np.ndarray:
-    """All pictures of a folder, in order of file and row, as `uint8 [N, pitches, steps]`.
+def load_levels(folder: str | Path, preset_name: str | None = None, most: int = 0) -> np.ndarray:
+    """The pictures of a folder, in order of file and row, as `uint8 [N, pitches, steps]`.
 
-    Raises `MusicError` where there are none, or where one differs in size from the preset. A
-    collection too large for memory: use `stream_levels`.
+    All of them, or with `most` that many, evenly spaced. Raises `MusicError` where there are none,
+    or where one differs in size from the preset. A collection too large for memory:
+    `stream_levels`.
     """
-    files, shards = find_pictures(folder)
-    levels = np.empty((count_pictures(folder), *_size(folder, preset_name)), dtype=np.uint8)
-    for at, (path, one) in enumerate(itertools.chain(_of_files(files), _of_shards(shards))):
-        levels[at] = _checked(path, one, levels.shape[1:])
+    size = _size(folder, preset_name)
+    levels = np.empty((min(count := count_pictures(folder), most or count), *size), dtype=np.uint8)
+    for at, row in enumerate(_evenly(folder, len(levels))):
+        levels[at] = _decoded(*row, size)
     return levels
 
 
-def stream_levels(folder: str | Path, batch_size: int, preset_name: str | None = None,
-                  seed: int = 0, buffer: int = 16_384, epochs: int | None = None
-                  ) -> Iterator[np.ndarray]:
-    """Batches `uint8 [batch_size, pitches, steps]` in random order, for ever or `epochs` times.
-
-    Memory holds `buffer` pictures, whatever the size of the collection: files and shards come in
-    random order, and each picture waits in the buffer for its turn, drawn by chance. A collection
-    that fits in the buffer is read once and shuffled whole. The last batch of an epoch that is
-    short is left out, unless it is the only one. The same seed gives the same batches.
-    """
-    rng = np.random.default_rng(seed)
-    size = _size(folder, preset_name)
+def load_pictures(folder: str | Path, most: int = 0) -> list[pianoroll.Picture]:
+    """The same pictures as `load_levels`, with their facts. An empty folder has none."""
+    if not (Path(folder).is_dir() and any(Path(folder).glob("*.p[na]*"))):
+        return []
     count = count_pictures(folder)
-    batch_size = min(batch_size, count)
-    fits = load_levels(folder, preset_name) if count <= buffer else None
-    for _ in itertools.count() if epochs is None else range(epochs):
-        order = iter(fits[rng.permutation(count)]) if fits is not None else _shuffled(
-            folder, size, buffer, rng)
-        while len(batch := list(itertools.islice(order, batch_size))) == batch_size:
+    return [pianoroll.load_png(*row) for row in _evenly(folder, min(count, most or count))]
+
+
+def load_examples(run_dir: str | Path, preset_name: str, most: int = 2048
+                  ) -> tuple[np.ndarray, np.ndarray]:
+    """A run's pictures to train on and its held-out pictures, at most `most` of each.
+
+    Where nothing is held out (a collection of one piece), both are training pictures.
+    """
+    folder = Path(run_dir) / "images" / preset_name
+    train = load_levels(folder / "train", preset_name, most)
+    try:
+        return train, load_levels(folder / "valid", preset_name, most)
+    except MusicError:
+        return train, train
+
+
+def stream_levels(folder: str | Path, batch_size: int, preset_name: str | None = None,
+                  seed: int = 0, start: int = 0, buffer: int = 16_384) -> Iterator[np.ndarray]:
+    """Batches `uint8 [batch_size, pitches, steps]` in random order, for ever, from batch `start`.
+
+    A collection of at most `buffer` pictures is read once. Of a larger one, memory holds the names
+    of its files, or `buffer` rows of its shards, which come in random order; each waits in the
+    buffer for its turn, drawn by chance. An epoch shows every picture once, but for a short
+    batch's worth at its end; a collection smaller than a batch repeats pictures. Batch number k
+    is the same for the same seed, wherever one starts.
+    """
+    size, count = _size(folder, preset_name), count_pictures(folder)
+    all_of_them = load_levels(folder, preset_name) if count <= max(buffer, batch_size) else None
+    an_epoch = max(1, count // batch_size)
+    for epoch in itertools.count(start // an_epoch):
+        rng = np.random.default_rng([seed, epoch])
+        skipped = start % an_epoch * batch_size if epoch == start // an_epoch else 0
+        if all_of_them is None:
+            drawn = itertools.islice(_shuffled(folder, buffer, rng), skipped, None)
+            pictures = (_decoded(*row, size) for row in drawn)
+        else:
+            order = np.resize(rng.permutation(count), max(count, batch_size))
+            pictures = (all_of_them[i] for i in order[skipped:])
+        while len(batch := list(itertools.islice(pictures, batch_size))) == batch_size:
             yield np.stack(batch)
 
 
-def _shuffled(folder: str | Path, size: tuple[int, int], buffer: int, rng: np.random.Generator
-              ) -> Iterator[np.ndarray]:
+Row = tuple[str, bytes | None]  # a picture: its file and None, or its shard and its PNG
+
+
+def _shuffled(folder: str | Path, buffer: int, rng: np.random.Generator) -> Iterator[Row]:
     """Every picture once, through a buffer from which chance draws the next."""
-    files, shards = find_pictures(folder)
-    files = [files[i] for i in rng.permutation(len(files))]
-    shards = [shards[i] for i in rng.permutation(len(shards))]
-    waiting = np.empty((buffer, *size), dtype=np.uint8)
-    filled = 0
-    for path, one in itertools.chain(_of_files(files), _of_shards(shards)):
-        _checked(path, one, size)
-        if filled < buffer:
-            waiting[filled] = one
-            filled += 1
+    files, shards = ([paths[i] for i in rng.permutation(len(paths))]
+                     for paths in find_pictures(folder))
+    waiting: list[Row] = []
+    for row in _rows(files, shards):
+        if len(waiting) < buffer:
+            waiting.append(row)
             continue
         drawn = rng.integers(buffer)
-        yield waiting[drawn].copy()
-        waiting[drawn] = one
-    for drawn in rng.permutation(filled):
-        yield waiting[drawn].copy()
+        yield waiting[drawn]
+        waiting[drawn] = row
+    for drawn in rng.permutation(len(waiting)):
+        yield waiting[drawn]
 
 
-def _of_files(paths: list[str]) -> Iterator[tuple[str, np.ndarray]]:
-    return ((path, pianoroll.load_png(path).levels) for path in paths)
-
-
-def _of_shards(paths: list[str]) -> Iterator[tuple[str, np.ndarray]]:
+def _rows(files: list[str], shards: list[str]) -> Iterator[Row]:
+    """The pictures of files, then of shards."""
     import pyarrow as pa
     import pyarrow.parquet as pq
-    for path in paths:
+    yield from ((path, None) for path in files)
+    for path in shards:
         try:
             with pq.ParquetFile(path, pre_buffer=False) as shard:
                 for rows in shard.iter_batches(ROWS_AT_ONCE, columns=["image.bytes"]):
-                    for png in rows["image"].field("bytes"):
-                        yield path, np.asarray(Image.open(io.BytesIO(png.as_buffer())))
+                    yield from ((path, png.as_py()) for png in rows["image"].field("bytes"))
         except (OSError, pa.ArrowException, KeyError) as error:
             raise MusicError(f"{path}: no shard of pictures ({str(error).splitlines()[0]}); run "
                              "notebook 01_midi2img again") from None
+
+
+def _evenly(folder: str | Path, count: int) -> Iterator[Row]:
+    """`count` rows of a folder, from the first to the last in equal strides."""
+    chosen = np.linspace(0, count_pictures(folder) - 1, count).round().astype(int)
+    wanted = iter(chosen.tolist())
+    number = next(wanted)
+    for i, row in enumerate(_rows(*find_pictures(folder))):
+        if i == number:
+            yield row
+            number = next(wanted, None)
+
+
+def _decoded(path: str, png: bytes | None, size: tuple[int, ...]) -> np.ndarray:
+    """A row's levels. Raises `MusicError` where they are not of this size."""
+    levels = pianoroll.load_png(path, png).levels
+    if levels.shape != tuple(size):
+        raise MusicError(f"{path}: {'×'.join(map(str, levels.shape))} pixels, not "
+                         f"{'×'.join(map(str, size))}; run notebook 01_midi2img again")
+    return levels
 
 
 def _size(folder: str | Path, preset_name: str | None) -> tuple[int, int]:
     """Rows and columns: the preset's, or the first picture's."""
     if preset_name in PRESETS:
         return PRESETS[preset_name].pitches, PRESETS[preset_name].steps
-    files, shards = find_pictures(folder)
-    return next(itertools.chain(_of_files(files), _of_shards(shards)))[1].shape
-
-
-def _checked(path: str, levels: np.ndarray, size: tuple[int, ...]) -> np.ndarray:
-    if levels.shape != tuple(size):
-        raise MusicError(f"{path}: {'×'.join(map(str, levels.shape))} pixels, not "
-                         f"{size[0]}×{size[1]}; run notebook 01_midi2img again")
-    return levels
+    return pianoroll.load_png(*next(_rows(*find_pictures(folder)))).levels.shape

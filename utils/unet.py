@@ -28,7 +28,8 @@ OCTAVE, BEAT = 12, 4
 LOGIT_LIMIT = 30.0
 SIZES = {
     "tiny": {"widths": (32, 64), "blocks": 1},  # tests
-    "small": {"widths": (96, 192), "blocks": 1},  # two CPU cores
+    "small": {"widths": (96, 192), "blocks": 1},  # two CPU cores, minutes
+    "medium": {"widths": (128, 256), "blocks": 1},  # two CPU cores, hours
     "base": {"widths": (256, 512), "blocks": 3},  # a GPU
 }
 
