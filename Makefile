@@ -14,7 +14,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 export PYTHONUTF8 := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run music test lint unit notebooks-test lab bench refresh clean
+.PHONY: help setup run music test lint unit notebooks-test lab bench sweep refresh clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -51,6 +51,9 @@ lab: $(READY)  ## open JupyterLab on the notebooks
 bench: $(READY)  ## measure speed against peers, side by side
 	$(PY) tests/benchmarks/bench_midi.py --all
 	@for name in metrics diffusion gan complete; do echo "== $$name"; $(PY) tests/benchmarks/bench_$$name.py; done
+
+sweep: $(READY)  ## a small grid of parameters, two runs at a time, with one table at the end
+	$(PY) sweep.py seed=0,1 02.train_steps=300,600 02.size=tiny,small
 
 refresh: $(READY)  ## run the notebooks from scratch and keep their outputs (before a commit)
 	$(PY) chain.py --refresh
