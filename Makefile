@@ -50,6 +50,7 @@ lab: $(READY)  ## open JupyterLab on the notebooks
 
 bench: $(READY)  ## measure speed against peers, side by side
 	$(PY) tests/benchmarks/bench_midi.py --all
+	$(PY) tests/benchmarks/bench_memory.py
 	@for name in metrics diffusion gan complete; do echo "== $$name"; $(PY) tests/benchmarks/bench_$$name.py; done
 
 sweep: $(READY)  ## a small grid of parameters, two runs at a time, with one table at the end
