@@ -72,7 +72,8 @@ def main() -> int:
     parser.add_argument("grid", nargs="+", metavar="NAME=VALUE,VALUE",
                         help="a notebook's parameter, or NN.NAME for notebook NN alone")
     parser.add_argument("--run-dir", type=Path, default=Path("runs/sweep"))
-    parser.add_argument("--only", nargs="+", default=["01", "02", "04", "07"], metavar="NN")
+    parser.add_argument("--only", nargs="+", default=["01", "02", "07"], metavar="NN",
+                        help="02, 03 or both, and 07, which judges them")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
     given = parser.parse_args()
     grid = grid_of(given.grid)

@@ -104,6 +104,8 @@ def check_kept(piece, mode, bars, first_bar, rng, folder):
     kept = splice.kept_levels(piece, begin, end)
     painted = np.where(kept > 0, kept, paint(wild(rng, begin, end), 128, kept.shape[1]))
     new = splice.new_notes(painted, kept, begin, end)
+    if not (kept.any() or len(new)):
+        return  # nothing is left that sounds, and the reader says so
     result = splice.replace_notes(piece, new, begin, end)
     path = splice.save(result, folder / "result.mid")
     after = read_midi(path)

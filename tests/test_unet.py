@@ -160,7 +160,7 @@ def test_an_impossible_configuration_is_refused(change):
 def test_pictures_without_a_note_and_unknown_sizes_are_refused():
     with pytest.raises(MusicError, match="no note"):
         unet.config_for(np.zeros((2, 128, 128), np.uint8))
-    with pytest.raises(MusicError, match="tiny, small, base"):
+    with pytest.raises(MusicError, match="tiny, small, medium, base"):
         unet.config_for(some_levels(), "huge")
 
 
