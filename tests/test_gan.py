@@ -2,8 +2,10 @@
 
 import csv
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import nbformat
@@ -16,6 +18,13 @@ from utils import pianoroll
 
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 NOTEBOOK = ROOT / "notebooks" / "03_train_gan_tf.ipynb"
+HEAD = """
+import os, signal, sys
+from pathlib import Path
+import matplotlib
+matplotlib.use("Agg")
+signal.signal(signal.SIGINT, signal.default_int_handler)  # however the program is started
+"""
 PAINT = """
 import hashlib, sys
 import keras, numpy as np
@@ -216,6 +225,64 @@ def test_resume_goes_on_where_it_was(trained):
     assert rows(run_dir)[:3] == first
     assert [float(row["step"]) for row in rows(run_dir)] == [1, 2, 3, 4, 5]
     assert not [path for path in run_dir.rglob(".*") if path.is_file()], "a temporary file is left"
+
+
+def program(folder, **parameters):
+    """Notebook 03 up to the end of its training, as a plain program."""
+    code = []
+    for cell in nbformat.read(NOTEBOOK, 4).cells:
+        if cell.cell_type == "code" and "google.colab" not in cell.source:
+            code.append(cell.source)
+        if "parameters" in cell.metadata.get("tags", []):
+            given = {"run_dir": str(folder), "batch_size": 2} | parameters
+            code += [f"{name} = {value!r}" for name, value in given.items()]
+        if "gan.fit(" in cell.source:
+            break
+    path = folder / "program.py"
+    path.write_text(HEAD + "\n\n".join(code), encoding="utf-8")
+    return path
+
+
+def start(folder, **parameters):
+    return subprocess.Popen([sys.executable, program(folder, **parameters)], cwd=ROOT,
+                            env=os.environ | {"PYTHONPATH": str(ROOT)}, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def wait_for_state(process, folder):
+    while not (folder / "models" / "gan_state.npz").exists():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.02)
+
+
+def test_killed_at_any_moment_it_goes_on(tmp_path):
+    for split in ("train", "valid"):
+        pictures(tmp_path / "images" / "gan" / split, 3)
+    process = start(tmp_path, train_steps=500, checkpoint_every=1)
+    wait_for_state(process, tmp_path)
+    time.sleep(0.7)  # in the middle of something
+    process.kill()
+    process.communicate()
+    with np.load(tmp_path / "models" / "gan_state.npz") as state:
+        done = len(state["log"])
+    assert done >= 1
+    said = start(tmp_path, train_steps=done + 2, resume=True).communicate(timeout=300)[0]
+    assert f"steps done: {done} · to do: 2" in said
+    assert f"stopped at step {done + 2}" in said
+
+
+def test_ctrl_c_and_a_damaged_state_end_in_one_line(tmp_path):
+    for split in ("train", "valid"):
+        pictures(tmp_path / "images" / "gan" / split, 3)
+    process = start(tmp_path, train_steps=500, checkpoint_every=1)
+    wait_for_state(process, tmp_path)
+    process.send_signal(signal.SIGINT)
+    said = process.communicate(timeout=300)[0]
+    assert process.returncode == 1 and "MusicError: stopped; set resume to True" in said
+    path = tmp_path / "models" / "gan_state.npz"
+    path.write_bytes(path.read_bytes()[:1000])
+    said = start(tmp_path, resume=True).communicate(timeout=300)[0]
+    assert "gan_state.npz: damaged; set resume to False" in said
 
 
 def test_a_fresh_process_paints_the_same_pictures_twice(trained):

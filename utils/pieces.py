@@ -3,6 +3,7 @@
 import collections
 import csv
 import hashlib
+import itertools
 import os
 import re
 from collections.abc import Callable, Iterable
@@ -74,8 +75,10 @@ def choose_pieces(midi_dir: str | Path | Iterable[str | Path], max_files: int = 
     single = isinstance(midi_dir, (str, Path))
     folder = collection_folder(midi_dir) if single else Path(os.path.commonpath(
         [path.absolute().parent for path in paths]))
-    with ThreadPoolExecutor() as pool:
-        digests, whole = zip(*pool.map(_digest, paths), strict=True)
+    with ThreadPoolExecutor() as pool:  # a thousand waiting tasks at a time: each takes memory
+        digests, whole = zip(*itertools.chain.from_iterable(
+            pool.map(_digest, paths[i : i + 1000]) for i in range(0, len(paths), 1000)),
+            strict=True)
     sources = [printable(path.absolute().relative_to(folder.absolute()).as_posix())
                for path in paths]
     rank = {digest: hashlib.sha256(f"{seed}:{digest}".encode()).hexdigest() for digest in digests}
