@@ -189,13 +189,26 @@ def test_examples_are_evenly_spaced_and_stand_in_for_missing_held_out_ones(midi,
     some, held_out = corpus.load_examples(tmp_path, "diffusion")
     np.testing.assert_array_equal(some, train)
     assert held_out is some
+    (folder / "valid").mkdir()
+    (folder / "valid" / ("a.png" if kind == "png" else "a.parquet")).write_bytes(b"half")
+    with pytest.raises(MusicError, match=r"a\.p"):  # what is damaged is not passed over
+        corpus.load_examples(tmp_path, "diffusion")
+
+
+def test_missing_pictures_never_replace_those_of_another_collection(midi, tmp_path):
+    corpus.convert(midi, tmp_path)
+    shutil.rmtree(tmp_path / "images" / "gan")
+    before = tree(tmp_path)
+    with pytest.raises(MusicError, match="run notebook 01_midi2img again"):
+        corpus.ensure_images(tmp_path, "gan")
+    assert tree(tmp_path) == before
 
 
 def test_pictures_that_are_none(tmp_path):
     with pytest.raises(MusicError, match="01_midi2img"):
         corpus.load_levels(tmp_path)
     (tmp_path / "a.parquet").write_bytes(b"no parquet")
-    with pytest.raises((MusicError, ValueError)):
+    with pytest.raises(MusicError, match=r"a\.parquet: no shard"):
         storage.load_levels(tmp_path)
     with pytest.raises(MusicError, match="storage"):
         corpus.convert("builtin", tmp_path, storage="zarr")

@@ -384,6 +384,16 @@ def test_a_loss_that_is_no_number_ends_in_one_line_and_keeps_the_checkpoint(trai
     assert checkpoint(fresh_run)["step"] == before["step"]
 
 
+def test_without_a_number_of_steps_the_time_decides(fresh_run):
+    status, last = finish(start(fresh_run, train_steps=0, minutes=0.02))
+    assert status == 0, last
+    saved = checkpoint(fresh_run)
+    assert saved["step"] == saved["train_steps"] == len(saved["log"]) >= 4
+    status, last = finish(start(fresh_run, train_steps=0, minutes=9.0, resume=True))
+    assert status == 0, last
+    assert checkpoint(fresh_run)["step"] == saved["step"], "a resumed run keeps its number"
+
+
 @pytest.mark.parametrize(("name", "said"), [
     ("another size", "another size"), ("another batch size", "another batch_size"),
     ("no share", "choose a multiple"),

@@ -276,8 +276,12 @@ def _remove_others(images: Path, current: set[str]) -> None:
 
 def ensure_images(run_dir: str | Path, preset_name: str) -> Path:
     """The run's folder of pictures for a preset; empty, it is filled from the built-in corpus."""
-    folder = Path(run_dir) / "images" / preset_name
+    images = Path(run_dir) / "images"
+    folder = images / preset_name
     if not any((folder / "train").glob("*.p[na]*")):
+        if any((images / ".done").glob("*.json")):  # of a collection: it must not be replaced
+            raise MusicError(f"{folder}: no pictures, but this run has others; run notebook "
+                             "01_midi2img again")
         print(f"No pictures in {folder.as_posix()}: making them from the built-in corpus.")
         convert("builtin", run_dir)
     return folder

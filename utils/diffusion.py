@@ -52,7 +52,7 @@ def stratified_timesteps(batch: int, steps: int, generator: torch.Generator) -> 
 
 def at(values: Tensor, t: Tensor, like: Tensor) -> Tensor:
     """values[t] as `[B, 1, 1, 1]`, of the type and on the device of `like`."""
-    return values.to(like.device)[t.to(like.device)].to(like.dtype).view(-1, 1, 1, 1)
+    return values[t.to(values.device)].to(like.dtype).to(like.device).view(-1, 1, 1, 1)
 
 
 # ---------------------------------------------------------------- forward process, conversions

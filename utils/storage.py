@@ -76,9 +76,23 @@ def find_pictures(folder: str | Path) -> tuple[list[str], list[str]]:
 
 def count_pictures(folder: str | Path) -> int:
     """How many pictures a folder holds, in either storage."""
-    import pyarrow.parquet as pq
     files, shards = find_pictures(folder)
-    return len(files) + sum(pq.read_metadata(shard).num_rows for shard in shards)
+    return len(files) + sum(map(_rows_in, shards))
+
+
+def _rows_in(shard: str) -> int:
+    """How many rows a shard has. Raises `MusicError` for a damaged one."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    try:
+        return pq.read_metadata(shard).num_rows
+    except (OSError, pa.ArrowException) as error:
+        raise _damaged(shard, error) from None
+
+
+def _damaged(shard: str, error: Exception) -> MusicError:
+    return MusicError(f"{shard}: no shard of pictures ({str(error).splitlines()[0]}); run "
+                      "notebook 01_midi2img again")
 
 
 def load_levels(folder: str | Path, preset_name: str | None = None, most: int = 0) -> np.ndarray:
@@ -107,14 +121,15 @@ def load_examples(run_dir: str | Path, preset_name: str, most: int = 2048
                   ) -> tuple[np.ndarray, np.ndarray]:
     """A run's pictures to train on and its held-out pictures, at most `most` of each.
 
-    Where nothing is held out (a collection of one piece), both are training pictures.
+    Where nothing is held out (a collection of one piece), both are training pictures, and a line
+    says so.
     """
     folder = Path(run_dir) / "images" / preset_name
     train = load_levels(folder / "train", preset_name, most)
-    try:
+    if any((folder / "valid").glob("*.p[na]*")):
         return train, load_levels(folder / "valid", preset_name, most)
-    except MusicError:
-        return train, train
+    print("Nothing is held out: training pictures stand in for new music.")
+    return train, train
 
 
 def stream_levels(folder: str | Path, batch_size: int, preset_name: str | None = None,
@@ -173,8 +188,7 @@ def _rows(files: list[str], shards: list[str]) -> Iterator[Row]:
                 for rows in shard.iter_batches(ROWS_AT_ONCE, columns=["image.bytes"]):
                     yield from ((path, png.as_py()) for png in rows["image"].field("bytes"))
         except (OSError, pa.ArrowException, KeyError) as error:
-            raise MusicError(f"{path}: no shard of pictures ({str(error).splitlines()[0]}); run "
-                             "notebook 01_midi2img again") from None
+            raise _damaged(path, error) from None
 
 
 def _evenly(folder: str | Path, count: int) -> Iterator[Row]:

@@ -290,7 +290,7 @@ def save(network: UNet, path: str | Path, **facts: str | int | float) -> Path:
     about = {"format": FORMAT, "config": json.dumps(dataclasses.asdict(network.config)),
              "facts": json.dumps(facts)}
     with atomic(path) as temporary:
-        safetensors.torch.save_file(weights, temporary, metadata=about)
+        temporary.write_bytes(safetensors.torch.save(weights, metadata=about))
     return Path(path)
 
 
