@@ -32,12 +32,12 @@ def run_chain(run_dir: str | Path, parameters: dict | None = None, only: Iterabl
     `02.train_steps` goes to notebook 02 alone.
 
     The executed notebooks are kept in `run_dir/notebooks`. With `live`, their output appears as
-    it comes. A run that trains both models also loads them from itself. Raises
+    it comes. A run that trains a model also loads models from itself. Raises
     `PapermillExecutionError` where a cell fails.
     """
     chosen = [path for path in NOTEBOOKS if not only or path.name[:2] in set(only)]
     given = {"run_dir": str(run_dir)} | (parameters or {})
-    if {"02", "03"} <= {path.name[:2] for path in chosen}:
+    if {"02", "03"} & {path.name[:2] for path in chosen}:
         given = {"model_dir": str(Path(run_dir) / "models")} | given
     for number, path in enumerate(chosen, 1):
         output = ROOT / run_dir / "notebooks" / path.name

@@ -5,6 +5,7 @@ import functools
 import re
 import shutil
 
+import mido
 import numpy as np
 import papermill
 import pytest
@@ -100,6 +101,14 @@ def test_07_writes_a_table_with_the_controls_and_a_figure(report, images):
                for name, value in row.items() if name != "set" and value)
     assert set(metrics.FEATURES) < set(rows["copied"])
     assert (images / "figures" / "metrics.png").stat().st_size > 10_000
+    with (images / "report" / "features.csv").open(encoding="utf-8", newline="") as table:
+        numbers = list(csv.DictReader(table))
+    assert [row["set"] for row in numbers] == [name for name in rows for _ in metrics.FEATURES]
+    loud = {row["feature"]: row for row in numbers if row["set"] == "equally-loud"}
+    assert float(loud["velocity_spread"]["overlap"]) < 0.2 < float(loud["pitch_mean"]["overlap"])
+    for column in ("overlap", "kld"):
+        mean = np.mean([float(row[column]) for row in loud.values()])
+        assert mean == pytest.approx(float(rows["equally-loud"][column]))
 
 
 def test_07_says_who_is_closest_and_where_the_others_fall_short(report):
@@ -126,12 +135,40 @@ def test_07_measures_what_it_measured_before(report):
         assert float(rows[name][column]) == pytest.approx(expected, rel=1e-3), (name, column)
 
 
-def test_07_works_with_two_pictures_and_one_held_out_piece(tmp_path):
+@pytest.mark.parametrize("held_out", [True, False])
+def test_07_works_with_two_pictures_and_finds_copies_with_nothing_held_out(held_out, tmp_path):
     corpus.convert("builtin", tmp_path, max_files=3, jobs=1)
     samples = samples_in(tmp_path / "mine", tmp_path, 2)
     shutil.rmtree(samples / "shuffled")
-    notebook = run("07", tmp_path, run_dir=str(tmp_path), sample_dir=str(samples))
-    assert "with caution" in said(notebook)
+    for folder in () if held_out else (tmp_path / "images").glob("*/valid"):
+        shutil.rmtree(folder)
+    text = said(run("07", tmp_path, run_dir=str(tmp_path), sample_dir=str(samples)))
+    assert "with caution" in text and "equally-loud: nothing clear." in text
+    assert ("stand in for new music" in text) != held_out
+    assert re.search(r"copied: likeness 1.00, .*; 100% copied", text)
+
+
+def test_07_says_that_the_models_know_other_pictures(models, tmp_path):
+    corpus.convert("builtin", tmp_path, max_files=3, jobs=1)
+    unet.save(unet.load(models / "diffusion.safetensors"), tmp_path / "diffusion.safetensors",
+              pictures=999)
+    text = said(run("07", tmp_path, run_dir=str(tmp_path), model_dir=str(tmp_path), count=2,
+                    max_pictures=5))
+    assert "2 painted now by " + tmp_path.as_posix() in text
+    assert re.search(r"learned from 999 pictures, \S+ holds (\d+): copies of other", text)
+    assert re.search(r": 5 of \d+ training pictures", text)
+
+
+def test_07_refuses_in_one_line(images, tmp_path):
+    few = tmp_path / "images" / "diffusion" / "train"
+    few.mkdir(parents=True)
+    one = sorted((images / "images" / "diffusion" / "train").glob("*.png"))[0]
+    shutil.copy(one, few)
+    for parameters, expected in (
+            ({"seed": -1}, "seed is -1"), ({"sample_dir": str(one.parent)}, "in subfolders"),
+            ({"run_dir": str(tmp_path)}, "too few to compare; make more with notebook 01")):
+        message = refused("07", tmp_path, **{"run_dir": str(images)} | parameters)
+        assert expected in message and "\n" not in message
 
 
 def test_07_without_samples_names_the_notebook_to_run(images, tmp_path):
@@ -150,14 +187,37 @@ def test_08_writes_midi_picture_and_sound(mode, models, tmp_path):
     folder = tmp_path / "midi" / "complete"
     made = sorted(path.suffix for path in folder.iterdir())
     assert made == [".mid", ".png", ".wav"] + [".wav"] * (mode != "long")
-    assert "new notes in" in said(notebook)
-    pianoroll.read_midi(next(folder.glob("*.mid")))
+    assert re.search(r"\d new notes in \d+ bars", said(notebook))
+    after = pianoroll.read_midi(next(folder.glob("*.mid"))).levels
+    if mode in ("continue", "infill"):  # most of the piece is as it was
+        before = pianoroll.read_midi(ROOT / "data" / "midi" / "029_ballad_e-minor.mid").levels
+        width = before.shape[1]
+        changed = (before != after[:, :width]).any(axis=0)
+        assert changed.sum() <= 32 and after.shape[1] >= width
+
+
+def messages_of(path):
+    return [list(map(str, track)) for track in mido.MidiFile(path).tracks]
+
+
+def test_08_changes_nothing_at_strength_0_and_no_result_replaces_another(models, tmp_path):
+    midi_file = ROOT / "data" / "midi" / "029_ballad_e-minor.mid"
+    same, other = (
+        run("08", tmp_path, run_dir=str(tmp_path), model_dir=str(models), mode="vary",
+            midi_file=str(midi_file), strength=strength, first_bar=3, **QUICK)
+        for strength in (0.0, 1.0))
+    made = sorted((tmp_path / "midi" / "complete").glob("*.mid"))
+    assert [("strength-0_" in path.name, "bars-3-4" in path.name) for path in made] == [
+        (True, True), (False, True)]
+    assert messages_of(made[0]) == messages_of(midi_file) != messages_of(made[1])
+    assert "is replaced" not in said(same) + said(other)
 
 
 @pytest.mark.parametrize(("parameters", "expected"), [
     ({"mode": "prolong"}, "choose one of continue"), ({"bars": 0}, "bars is 0"),
     ({"strength": 2.0}, "strength is 2.0"), ({"midi_file": "none.mid"}, "none.mid: no such file"),
-    ({"mode": "infill", "bars": 999}, "cannot paint bars"),
+    ({"mode": "infill", "bars": 999}, "infill cannot paint 999, set bars to 36 or fewer"),
+    ({"repeats": 0}, "repeats is 0"), ({"sampling_steps": 0}, "sampling_steps is 0"),
     ({"model_dir": "nowhere"}, "02_train_diffusion")])
 def test_08_refuses_in_one_line(parameters, expected, models, tmp_path):
     parameters = {"model_dir": str(models)} | parameters

@@ -1,8 +1,8 @@
 """Notebook 03: the two networks, the rules that end the game, and a small training, resumed."""
 
 import csv
+import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -14,7 +14,7 @@ import papermill
 import pytest
 
 from real_midi import ROOT
-from utils import pianoroll
+from utils import files, pianoroll
 
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 NOTEBOOK = ROOT / "notebooks" / "03_train_gan_tf.ipynb"
@@ -53,7 +53,8 @@ def lesson():
              "pianoroll": pianoroll, "ROWS": 106, "COLUMNS": 300, "latent_dim": 14, "seed": 0}
     exec(cells_with("def upsample", "QUIET = ", "def with_heads", "def build_generator",
                     "def kinds", "def build_discriminator", "def straight_through", "def augment",
-                    "def smooth", "def notes_per_quarter", "def variety", "def between"), names)
+                    "def smooth", "def notes_per_quarter", "def distances", "def variety",
+                    "def faults", "def between"), names)
     return names
 
 
@@ -118,8 +119,25 @@ def test_augment_moves_notes_and_keeps_them(lesson):
     for _ in range(5):
         moved = lesson["augment"](tf.constant(picture)).numpy()
         rows, columns = np.nonzero(moved[0, :, :, 0] > 0.5)
-        assert len(rows) == 1 and abs(rows[0] - 40) <= 6 and columns[0] % 4 == 0
+        assert len(rows) == 1 and abs(rows[0] - 40) <= 6 and (columns[0] - 8) % 16 == 0
         assert moved.sum() == pytest.approx(picture.sum())
+
+
+def test_augment_drops_a_note_at_the_edge_and_turns_by_bars(lesson):
+    """The lowest note never comes back as the highest, and bars stay bars across the seam."""
+    import tensorflow as tf
+
+    picture = np.zeros((1, 106, 300, 1), np.float32)
+    picture[0, 0], picture[0, -1, ::16] = 0.25, 0.8  # a low drone, a high note on every bar line
+    seen = set()
+    for _ in range(40):
+        moved = lesson["augment"](tf.constant(picture)).numpy()[0, ..., 0]
+        drone, high = (np.unique(np.nonzero(moved == level)[0])
+                       for level in np.float32([0.25, 0.8]))
+        assert all(row <= 6 for row in drone) and all(row >= 99 for row in high)
+        assert set(np.nonzero(moved == np.float32(0.8))[1] % 16) <= {0}
+        seen.add((tuple(drone), tuple(high)))
+    assert len(seen) > 5, "it moves"
 
 
 def test_the_way_between_two_pieces_begins_and_ends_with_them(lesson):
@@ -165,10 +183,63 @@ def test_faults_are_said_in_words_with_what_to_try(lesson):
     late = music(8, seed=2)
     late[:, :, :75] = 0
     noise = np.random.default_rng(0).choice([0, 200], data.shape).astype(np.uint8)
-    for samples, word in ((silent, "silent"), (same, "alike"), (late, "quarter"), (noise, "noise")):
+    twins = music(8, seed=3)
+    twins[5] = twins[2]
+    for samples, word in ((silent, "silent"), (same, "alike"), (late, "quarter"), (noise, "noise"),
+                          (twins, "two of them are alike")):
         found = faults(samples, data)
         assert any(word in fault for fault in found), (word, found)
         assert all(": " in fault for fault in found), "each says what to try"
+
+
+# ---------------------------------------------------------------- the saved state
+
+
+@pytest.fixture
+def game(tmp_path):
+    """The cells that save and load, on one weight that stands for all."""
+    import keras
+
+    weight = keras.Variable(np.ones(3, np.float32))
+    names = {"np": np, "json": json, "files": files, "state_path": tmp_path / "gan_state.npz",
+             "variables": lambda: [weight], "weight": weight, "about": {"seed": 0, "pictures": [3]},
+             "log": [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.25}],
+             "film": [np.zeros((106, 300), np.uint8)],
+             "so_far": {"seconds": 2.5, "seconds_saved": 0.0, "blocks": 4}}
+    exec(cells_with("def not_a_number", "def save_state", "def load_state"), names)
+    return names
+
+
+def test_a_state_comes_back_whole(game):
+    game["save_state"]()
+    saved = list(game["log"]), dict(game["so_far"])
+    game["weight"].assign(np.zeros(3))
+    game["log"].clear()
+    game["film"].clear()
+    game["so_far"].update(seconds=0.0, blocks=0)
+    game["load_state"]()
+    assert (game["log"], game["so_far"]) == saved and saved[1]["blocks"] == 4
+    assert len(game["film"]) == 1 and np.all(game["weight"].numpy() == 1)
+
+
+def test_a_state_of_another_run_is_refused(game):
+    game["save_state"]()
+    game["about"] = {"seed": 1, "pictures": [4]}
+    with pytest.raises(files.MusicError, match=r"trained with another seed, pictures; give the"):
+        game["load_state"]()
+
+
+def test_weights_that_are_no_numbers_are_not_saved(game):
+    game["weight"].assign([1, np.nan, 1])
+    with pytest.raises(files.MusicError, match=r"step 2; set another seed or .* penalty_weight$"):
+        game["save_state"]()
+    game["weight"].assign(np.ones(3))
+    game["save_state"]()
+    game["weight"].assign([1, np.inf, 1])
+    with pytest.raises(files.MusicError, match=r"or set resume to True to go on from .*\.npz$"):
+        game["save_state"]()
+    game["load_state"]()
+    assert np.all(game["weight"].numpy() == 1)
 
 
 # ---------------------------------------------------------------- a small training, resumed
@@ -194,6 +265,11 @@ def rows(run_dir):
         return list(csv.DictReader(file))
 
 
+def film_of(run_dir):
+    with np.load(run_dir / "models" / "gan_state.npz") as state:
+        return state["film"]
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """Three pictures, a batch of five: fewer pictures than a batch holds. Then two steps more."""
@@ -201,14 +277,14 @@ def trained(tmp_path_factory):
     for split in ("train", "valid"):
         pictures(run_dir / "images" / "gan" / split, 3)
     said = run(run_dir, batch_size=5)
-    first = rows(run_dir)
+    first = rows(run_dir), film_of(run_dir)
     more = run(run_dir, batch_size=5, train_steps=5, resume=True)
     return run_dir, said, first, more
 
 
 def test_it_trains_on_fewer_pictures_than_a_batch_and_says_why_it_stopped(trained):
-    run_dir, said, first, _ = trained
-    assert "stopped at step 3: the budget" in said
+    run_dir, said, (first, _), _ = trained
+    assert "stopped at step 3: train_steps are done" in said
     words = ("silent", "empty", "alike", "noise", "no fault")
     assert any(word in said for word in words), "the notebook says how the samples are"
     assert [row["step"] for row in first] == ["1", "2", "3"]
@@ -220,15 +296,20 @@ def test_it_trains_on_fewer_pictures_than_a_batch_and_says_why_it_stopped(traine
 
 
 def test_resume_goes_on_where_it_was(trained):
-    run_dir, _, first, more = trained
+    run_dir, _, (first, film), more = trained
     assert "steps done: 3 · to do: 2" in more
     assert rows(run_dir)[:3] == first
+    longer = film_of(run_dir)
+    assert len(longer) > len(film) and np.array_equal(longer[: len(film)], film)
     assert [float(row["step"]) for row in rows(run_dir)] == [1, 2, 3, 4, 5]
     assert not [path for path in run_dir.rglob(".*") if path.is_file()], "a temporary file is left"
 
 
-def program(folder, **parameters):
-    """Notebook 03 up to the end of its training, as a plain program."""
+def program(folder, after=None, **parameters):
+    """Notebook 03 up to the end of its training, as a plain program.
+
+    `after` maps a text to code that runs after the cell with this text.
+    """
     code = []
     for cell in nbformat.read(NOTEBOOK, 4).cells:
         if cell.cell_type == "code" and "google.colab" not in cell.source:
@@ -236,6 +317,7 @@ def program(folder, **parameters):
         if "parameters" in cell.metadata.get("tags", []):
             given = {"run_dir": str(folder), "batch_size": 2} | parameters
             code += [f"{name} = {value!r}" for name, value in given.items()]
+        code += [more for mark, more in (after or {}).items() if mark in cell.source]
         if "gan.fit(" in cell.source:
             break
     path = folder / "program.py"
@@ -243,8 +325,8 @@ def program(folder, **parameters):
     return path
 
 
-def start(folder, **parameters):
-    return subprocess.Popen([sys.executable, program(folder, **parameters)], cwd=ROOT,
+def start(folder, after=None, **parameters):
+    return subprocess.Popen([sys.executable, program(folder, after, **parameters)], cwd=ROOT,
                             env=os.environ | {"PYTHONPATH": str(ROOT)}, text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
@@ -271,18 +353,66 @@ def test_killed_at_any_moment_it_goes_on(tmp_path):
     assert f"stopped at step {done + 2}" in said
 
 
-def test_ctrl_c_and_a_damaged_state_end_in_one_line(tmp_path):
+CTRL_C = """
+def tick(self, batch, logs=None, usual=Diary.on_train_batch_end):
+    usual(self, batch, logs)
+    if len(log) == 2:
+        signal.raise_signal(signal.SIGINT)
+
+Diary.on_train_batch_end = tick
+"""
+
+
+def test_ctrl_c_saves_and_a_damaged_state_is_refused_each_in_one_line(tmp_path):
     for split in ("train", "valid"):
         pictures(tmp_path / "images" / "gan" / split, 3)
-    process = start(tmp_path, train_steps=500, checkpoint_every=1)
-    wait_for_state(process, tmp_path)
-    process.send_signal(signal.SIGINT)
+    process = start(tmp_path, {"class Diary": CTRL_C}, train_steps=500)
     said = process.communicate(timeout=300)[0]
-    assert process.returncode == 1 and "MusicError: stopped; set resume to True" in said
+    assert process.returncode == 1 and "MusicError: stopped at step 2; set resume to True" in said
     path = tmp_path / "models" / "gan_state.npz"
+    with np.load(path) as state:
+        assert len(state["log"]) == 2
     path.write_bytes(path.read_bytes()[:1000])
     said = start(tmp_path, resume=True).communicate(timeout=300)[0]
     assert "gan_state.npz: damaged; set resume to False" in said
+
+
+BROKEN = """
+def broken(*_, **__):
+    yield levels[:2]
+    raise files.MusicError("bad.png: cannot be read")
+
+corpus.stream_levels = broken
+"""
+
+
+@pytest.mark.parametrize("batch_size", [2, 5], ids=["after a batch", "before the first batch"])
+def test_a_bad_picture_in_the_stream_ends_in_its_own_line(tmp_path, batch_size):
+    for split in ("train", "valid"):
+        pictures(tmp_path / "images" / "gan" / split, 3)
+    process = start(tmp_path, {"def full": BROKEN}, train_steps=5, batch_size=batch_size)
+    said = process.communicate(timeout=300)[0]
+    assert process.returncode == 1
+    assert said.splitlines()[-1].endswith("MusicError: bad.png: cannot be read")
+    assert "InvalidArgument" not in said
+
+
+TWO_DEVICES = """
+tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU")[0],
+                                           2 * [tf.config.LogicalDeviceConfiguration()])
+"""
+
+
+def test_two_devices_share_each_batch(tmp_path):
+    for split in ("train", "valid"):
+        pictures(tmp_path / "images" / "gan" / split, 3)
+    mirrored = 'strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])'
+    process = start(tmp_path, {"run_dir: str": TWO_DEVICES, "strategy = ": mirrored},
+                    train_steps=3, batch_size=4)
+    said = process.communicate(timeout=300)[0]
+    assert process.returncode == 0 and "stopped at step 3" in said, said
+    with np.load(tmp_path / "models" / "gan_state.npz") as state:
+        assert state["log"].shape == (3, 6) and np.isfinite(state["log"]).all()
 
 
 def test_a_fresh_process_paints_the_same_pictures_twice(trained):
@@ -293,9 +423,12 @@ def test_a_fresh_process_paints_the_same_pictures_twice(trained):
     assert said[0].startswith("(3, 106, 300, 1) True True True")
 
 
-def test_other_networks_do_not_resume_and_wrong_pictures_do_not_train(trained, tmp_path):
-    with pytest.raises(Exception, match=r"gan_state.npz: .*set resume to False"):
+def test_another_run_does_not_resume_and_wrong_pictures_do_not_train(trained, tmp_path):
+    with pytest.raises(Exception, match=r"gan_state.npz: trained with another batch_size, "
+                       r"latent_dim, networks; give the same parameters, or set resume to False"):
         run(trained[0], resume=True, latent_dim=6)
+    with pytest.raises(Exception, match=r"trained already; give a train_steps of 5 or more"):
+        run(trained[0], resume=True, batch_size=5, train_steps=4)
     for split in ("train", "valid"):
         pictures(tmp_path / "images" / "gan" / split, 2, size=(100, 300))
     with pytest.raises(Exception, match=r"100×300 pixels, not 106×300"):

@@ -1,7 +1,7 @@
 """Paint a part of a picture so that it suits the rest. Explained in notebook 08.
 
 Masked sampling by RePaint (Lugmayr et al. 2022, arXiv:2201.09865, Algorithm 1), on pictures of any
-width, with windows that begin elsewhere at each step, so that no border stays in one place.
+width, with windows that overlap by half and begin elsewhere at each step.
 """
 
 from collections.abc import Callable
@@ -10,11 +10,11 @@ import numpy as np
 import torch
 
 from utils import diffusion, pianoroll
+from utils.files import MusicError
 from utils.pianoroll import DIFFUSION
 
 WIDTH = DIFFUSION.steps  # columns that the network sees at once
 SETTLED = 0.0  # log signal-to-noise ratio from which on a guess is left as it is
-
 
 
 @torch.no_grad()
@@ -26,20 +26,24 @@ def paint_masked(network: torch.nn.Module, levels: np.ndarray, free: np.ndarray,
     """Paint the pixels where `free`, bool `[128, W]`, so that they suit the rest of `levels`.
 
     `levels` is uint8 `[128, W]` with W at least 128. In a step the network guesses the whole from
-    windows that overlap by half; they begin elsewhere each time, by multiples of `hop` columns, so
-    no border stays in one place. What is known is put back, noised, before each step, and each
-    step is taken `repeats` times, so that both parts grow together. `strength` below 1 begins with
-    the free pixels' own levels, partly noised. Where fewer than `density` of the free pixels are
+    windows that overlap by half and weigh little at their borders; all but the first and the last
+    begin elsewhere each time, by multiples of `hop` columns. What is known is put back, noised,
+    before each step, and each step is taken `repeats` times, so that both parts grow together.
+    `strength` below 1 begins with the free pixels' own levels, partly noised, and takes that share
+    of the steps: none at 0, at least one above. Where fewer than `density` of the free pixels are
     expected to sound, they are made likelier while the noise is strong: after an ending a model
     expects silence. `guidance` is that of `unet.UNet.forward`. `callback(i, levels)` sees the guess
-    of each step.
+    of each step. Raises `MusicError` for `repeats` or `sampling_steps` below 1.
     """
+    if repeats < 1:
+        raise MusicError(f"repeats is {repeats}; choose 1 or more")
     device = next(network.parameters()).device
     alpha_bar, limits = network.schedule(), network.limits
     noise_levels = diffusion.log_snr(alpha_bar).float().to(device)
     random = torch.Generator().manual_seed(seed)
-    times = [t for t in diffusion.spaced_timesteps(len(alpha_bar), sampling_steps)
-             if t < strength * len(alpha_bar)]
+    times = diffusion.spaced_timesteps(len(alpha_bar), sampling_steps)
+    taken = max(round(strength * sampling_steps), 1) if strength > 0 else 0
+    times = times[sampling_steps - taken:]
     a = [*alpha_bar[times].tolist(), 1.0]
     known = torch.from_numpy(pianoroll.to_planes(levels))[None].to(device)  # [1, 2, 128, W]
     known = network.standardise(known)
@@ -87,10 +91,11 @@ def livelier(planes: torch.Tensor, mask: torch.Tensor, density: float) -> torch.
 
 
 def _window_starts(free: np.ndarray, hop: int, random: torch.Generator) -> list[int]:
-    """Where windows begin: half a window apart, moved by a random number of hops, and only those
-    that hold something to paint."""
+    """Where windows begin: half a window apart, moved by a random number of hops (of parts of one
+    that is longer than a quarter of a window), and only those that hold something to paint."""
     last = free.shape[1] - WIDTH
-    shift = int(torch.randint(max(WIDTH // 2 // hop, 1), (), generator=random)) * hop
+    hop = next(part for part in range(min(hop, WIDTH // 4), 0, -1) if hop % part == 0)
+    shift = int(torch.randint(WIDTH // 2 // hop, (), generator=random)) * hop
     starts = {min(max(start, 0), last) for start in range(-shift, last + WIDTH // 2, WIDTH // 2)}
     return sorted(start for start in starts if free[:, start : start + WIDTH].any())
 
@@ -120,14 +125,17 @@ def paint_bars(network: torch.nn.Module, kept: np.ndarray, begin: int, end: int,
                chunk: int = WIDTH, seed: int = 0, **options) -> np.ndarray:
     """Paint the columns `begin` to `end` of `kept`, uint8 `[128, steps]`, around what sounds there.
 
-    From left to right, `chunk` columns at a time, each with up to a window of what lies before it
-    and after it: memory for painting does not grow with the length. `hop` is the length of a bar.
-    `open_end`: the music goes on after `end`; otherwise what lies there, or silence, is known.
-    `levels` are what a `strength` below 1 begins with. More `options` are those of `paint_masked`.
+    From left to right, `chunk` columns at a time, each with up to a window of what lies before it:
+    memory for painting does not grow with the length. Only the last of these stretches sees what
+    lies after `end`. `hop` is the length of a bar. `open_end`: the music goes on after `end`;
+    otherwise what lies there, or silence, is known. `levels` are what a `strength` below 1 begins
+    with. More `options` are those of `paint_masked`.
     """
-    pad = ((0, 0), (0, max(end - kept.shape[1], 0)))
-    kept = np.pad(kept, pad)
-    result = kept.copy() if levels is None else np.pad(levels, pad)[:, : kept.shape[1]]
+    kept = np.pad(kept, ((0, 0), (0, max(end - kept.shape[1], 0))))
+    result = kept.copy()
+    if levels is not None:
+        result[:] = 0
+        result[:, : levels.shape[1]] = levels[:, : kept.shape[1]]
     chunk = max(chunk // hop, 1) * hop
     for number, first in enumerate(range(begin, end, chunk)):
         last = min(first + chunk, end)

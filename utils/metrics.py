@@ -331,7 +331,7 @@ def memorised_share(generated: np.ndarray, held_out: np.ndarray) -> float:
 
 
 def shuffled_columns(levels: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Control: the columns of each roll in random order. Keeps the pitches, breaks time."""
+    """Control: the columns of each roll in random order. Breaks time; torn tails become notes."""
     levels = _checked(levels)
     order = np.random.default_rng(seed).random((len(levels), levels.shape[2])).argsort(1)
     return np.take_along_axis(levels, order[:, None], axis=2)

@@ -5,15 +5,14 @@ one that is struck a hair early belongs to the bar it leads into.
 """
 
 import copy
-import io
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import mido
 import numpy as np
 
-from utils import pianoroll, repair
+from utils import audio, endings, messages, pianoroll, repair
 from utils.files import MusicError, atomic
 from utils.pianoroll import DIFFUSION, HELD, Picture
 
@@ -21,21 +20,21 @@ MODES = ("continue", "infill", "vary", "long")
 STEPS_PER_BEAT = 4
 WIDTH = DIFFUSION.steps  # columns that the network sees at once
 LONGEST_S, MOST_BARS = 3600, 2000
+LIMITS = {"bars": (1, MOST_BARS), "first_bar": (0, 100_000), "strength": (0, 1),
+          "sampling_steps": (1, 1000), "repeats": (1, 100), "seed": (0, 2**32 - 1)}
 DRUMS = 9
 NEVER = 2**40  # the tick at which a note ends that is never released
-PEDAL, VOLUME, EXPRESSION = 64, 7, 11
-RESTING = {PEDAL: (0, 63, 0), VOLUME: (32, 127, 100), EXPRESSION: (32, 127, 127)}  # from, to, reset
 
 
 @dataclass(frozen=True, eq=False)
 class Piece:
-    """A MIDI file, every message of it, and its picture.
+    """A MIDI file, every message of it, and its picture. Where `damaged`, what could be repaired.
 
     `events[track]` are pairs (tick, message); `groups[track]` gives each message the number of the
     stroke it belongs to, -1 for what is no note. `notes` is int64 `[N, 8]`: group, track, channel,
-    pitch, velocity, start tick, start step, end step. `spans` is int64 `[groups, 2]`, the ticks of
-    a group's first and last message. `bar_lines` are the steps where bars begin, and last where
-    the final one ends.
+    pitch, velocity, start tick, start step, end step. `spans` is int64 `[groups, 2]`, the ticks
+    between which a group sounds. `bar_lines` are the steps where bars begin, and last where the
+    final one ends, the last that holds a note or a drum.
     """
 
     path: Path
@@ -46,6 +45,7 @@ class Piece:
     spans: np.ndarray
     picture: Picture
     bar_lines: np.ndarray
+    damaged: bool = False
 
     @property
     def bars(self) -> int:
@@ -55,36 +55,48 @@ class Piece:
     @property
     def steps_per_bar(self) -> int:
         """Steps in a bar at the end of the piece."""
-        return int(self.bar_lines[-1] - self.bar_lines[-2])
+        return self.bar_at(int(self.bar_lines[-1]))
+
+    def bar_at(self, step: int) -> int:
+        """Steps in the bar that holds a column; after the end, in the last bar."""
+        number = np.searchsorted(self.bar_lines[1:-1], step, side="right")
+        return int(self.bar_lines[number + 1] - self.bar_lines[number])
 
 
 # ---------------------------------------------------------------- a MIDI file and its bars
 
 
 def open_midi(path: str | Path) -> Piece:
-    """Read a file with all its messages. A damaged one is repaired first: notes, pedal and tempo.
+    """Read a file with all its messages. Of a damaged one only notes, pedal and tempo are read.
 
     Raises `MusicError` for a file without notes, one of more than an hour, and one whose metre
     does not fit sixteenths.
     """
     path = Path(path)
     picture = pianoroll.read_midi(path, STEPS_PER_BEAT)
-    seconds = seconds_until(picture, picture.levels.shape[1])
-    if seconds > LONGEST_S:
-        raise MusicError(f"{path}: lasts {seconds / 3600:.1f} hours; cut it to one or less")
     data = path.read_bytes()
-    for sound in (lambda: data, lambda: repair.repair(data)):
-        try:
-            midi = mido.MidiFile(file=io.BytesIO(sound()), clip=True)
-            piece = _piece(path, midi, picture)
-        except MusicError:
-            raise
-        except Exception:  # mido raises many kinds
-            continue
-        if np.array_equal(_levels(piece.notes, picture.levels.shape[1]), picture.levels):
-            return piece
+    if (piece := _faithful(path, data[repair.find_header(data):], picture)) is not None:
+        return piece
+    try:
+        sound = repair.repair(data)
+    except MusicError as reason:
+        raise MusicError(f"{path}: {reason}") from None
+    if (piece := _faithful(path, sound, picture)) is not None:
+        return replace(piece, damaged=True)
     raise MusicError(f"{path}: damaged, it cannot be changed without loss; save it anew with a "
                      "music program first")
+
+
+def _faithful(path: Path, data: bytes, picture: Picture) -> Piece | None:
+    """The piece, or None where its messages cannot be read or do not give its picture."""
+    try:
+        piece = _piece(path, messages.read(data), picture)
+    except MusicError:
+        raise
+    except Exception:  # mido raises many kinds
+        return None
+    width = int(piece.notes[:, 7].max(initial=0))
+    return piece if np.array_equal(_levels(piece.notes, width), picture.levels) else None
 
 
 def seconds_until(picture: Picture, step: int) -> float:
@@ -110,9 +122,13 @@ def _piece(path: Path, midi: mido.MidiFile, picture: Picture) -> Piece:
     notes = np.array(rows, dtype=np.int64).reshape(-1, 7)
     per_step = midi.ticks_per_beat / STEPS_PER_BEAT
     start, end = (np.floor(notes[:, i] / per_step + 0.5).astype(np.int64) for i in (5, 6))
-    notes = np.column_stack([notes[:, :6], start, np.maximum(end, start + 1)])
-    notes = notes[(notes[:, 2] != DRUMS) & (end < NEVER / per_step / 2)]
-    lines = bar_lines(path, events, midi.ticks_per_beat, picture.levels.shape[1])
+    ends = end < NEVER / per_step / 2
+    end = np.maximum(np.where(ends, end, start), start + 1)
+    last = int(end.max(initial=1))
+    if (seconds := seconds_until(picture, last)) > LONGEST_S:
+        raise MusicError(f"{path}: lasts {seconds / 3600:.1f} hours; cut it to one or less")
+    notes = np.column_stack([notes[:, :6], start, end])[(notes[:, 2] != DRUMS) & ends]
+    lines = bar_lines(path, events, midi.ticks_per_beat, last)
     return Piece(path, midi, events, groups, notes, np.array(spans).reshape(-1, 2), picture, lines)
 
 
@@ -144,7 +160,8 @@ def _strokes(events: list, track: int, rows: list, spans: list) -> list[int]:
             for row in ended:
                 rows[row][6] = tick
             sounding[key] = [row for row in still if row not in ended]
-            spans[group][1] = NEVER if sounding[key] else tick
+            if ended and not sounding[key]:  # later note-offs end nothing
+                spans[group][1] = tick
     return group_of
 
 
@@ -180,45 +197,83 @@ def _levels(notes: np.ndarray, steps: int) -> np.ndarray:
 # ---------------------------------------------------------------- which bars, which notes
 
 
+def tempo_after(piece: Piece) -> float:
+    """The beats a minute of bars that follow: a ritardando at the end does not slow them."""
+    return 60e6 / endings.usual_tempo(piece.events, *_last_bars(piece))
+
+
+def _last_bars(piece: Piece) -> tuple[int, int]:
+    """The ticks from which on, and to which, the last bars say what is usual."""
+    end = piece.bar_lines[-1]
+    first = max(end - endings.LATE_BARS * piece.steps_per_bar, 0)
+    per_step = piece.midi.ticks_per_beat / STEPS_PER_BEAT
+    return round(first * per_step), round(end * per_step)
+
+
 def choose_bars(piece: Piece, mode: str, bars: int, first_bar: int = 0) -> tuple[int, int]:
     """The columns to paint, from and up to. Bars count from 1.
 
     `first_bar` 0 takes the middle for "infill" and the whole piece for "vary"; "continue" begins
-    after the last bar. Raises `MusicError` for a range outside the piece.
+    after the last bar. Raises `MusicError` for a range outside the piece, and for a result that is
+    too long to be heard.
     """
-    check(mode, bars)
-    lines = piece.bar_lines
+    check(mode, bars=bars)
+    lines, count = piece.bar_lines, piece.bars
     if mode == "continue":
-        return int(lines[-1]), int(lines[-1]) + bars * piece.steps_per_bar
-    if first_bar == 0:
-        first_bar, bars = ((piece.bars - bars) // 2 + 1, bars) if mode == "infill" else \
-            (1, piece.bars)
-    if first_bar < 1 or first_bar + bars - 1 > piece.bars:
-        raise MusicError(f"{piece.path}: has {piece.bars} bars; {mode} cannot paint bars "
+        begin, end = int(lines[-1]), int(lines[-1]) + bars * piece.steps_per_bar
+        more_s = (end - begin) / STEPS_PER_BEAT * 60 / tempo_after(piece)
+        if (seconds := seconds_until(piece.picture, begin) + more_s) > audio.LONGEST_S:
+            raise MusicError(f"{piece.path}: with {bars} more bars it would last "
+                             f"{seconds / 3600:.1f} hours; choose fewer bars, 2 hours is the most")
+        return begin, end
+    if mode == "vary" and first_bar == 0:
+        first_bar, bars = 1, count
+    if bars > count:
+        raise MusicError(f"{piece.path}: has {count} bars; {mode} cannot paint {bars}, set bars to "
+                         f"{count} or fewer")
+    first_bar = first_bar or (count - bars) // 2 + 1
+    if not 1 <= first_bar <= count - bars + 1:
+        raise MusicError(f"{piece.path}: has {count} bars; {mode} cannot paint bars "
                          f"{first_bar} to {first_bar + bars - 1}, change bars or first_bar")
     return int(lines[first_bar - 1]), int(lines[first_bar - 1 + bars])
 
 
-def check(mode: str, bars: int) -> None:
-    """Raise `MusicError` for an unknown mode or an impossible number of bars."""
+def check(mode: str, **numbers: float) -> None:
+    """Raise `MusicError` for an unknown mode or a number out of its `LIMITS`."""
     if mode not in MODES:
         raise MusicError(f"mode {mode!r}; choose one of {', '.join(MODES)}")
-    if not 1 <= bars <= MOST_BARS:
-        raise MusicError(f"bars is {bars}; choose 1 to {MOST_BARS:,}")
+    for name, value in numbers.items():
+        low, high = LIMITS[name]
+        kinds = (int, float) if name == "strength" else int
+        if not isinstance(value, kinds) or not low <= value <= high:
+            raise MusicError(f"{name} is {value}; choose {low} to {high:,}")
+
+
+def _runs(notes: np.ndarray) -> np.ndarray:
+    """The number of each note's run, int64 `[N]`: notes of a pitch that overlap, or share a group.
+
+    The picture cannot show such notes one by one, so they stay or go together.
+    """
+    group, pitch, start, stop = notes[:, [0, 3, 6, 7]].T
+    first, last = np.full(group.max(initial=0) + 1, NEVER), np.zeros(group.max(initial=0) + 1, int)
+    np.minimum.at(first, group, start)
+    np.maximum.at(last, group, stop)
+    order = np.lexsort((first[group], pitch))
+    first, last = ((edge[group] + pitch * NEVER)[order] for edge in (first, last))
+    begins = np.append(True, first[1:] >= np.maximum.accumulate(last)[:-1])[: len(notes)]
+    runs = np.empty(len(notes), np.int64)
+    runs[order] = np.cumsum(begins)
+    return runs
 
 
 def inside(piece: Piece, begin: int, end: int) -> np.ndarray:
     """Which notes give way to new ones, bool `[N]`: those that sound in these columns alone.
 
-    A note that reaches over the edge stays whole, and so does any that it touches on its own
-    pitch: without it the other would sound for longer.
+    A note that reaches over the edge stays whole, and so does its run: without it the others would
+    sound for longer.
     """
-    group, pitch, start, stop = piece.notes[:, [0, 3, 6, 7]].T
-    staying = np.isin(group, group[(start < begin) | (stop > end)])
-    for i in np.flatnonzero(staying & (start < end) & (stop > begin)):
-        touched = (pitch == pitch[i]) & (start < stop[i]) & (stop > start[i])
-        staying |= np.isin(group, group[touched])
-    return ~staying
+    runs, start, stop = _runs(piece.notes), piece.notes[:, 6], piece.notes[:, 7]
+    return ~np.isin(runs, runs[(start < begin) | (stop > end)])
 
 
 def kept_levels(piece: Piece, begin: int, end: int) -> np.ndarray:
@@ -245,20 +300,20 @@ def new_notes(levels: np.ndarray, kept: np.ndarray, begin: int, end: int) -> np.
 def replace_notes(piece: Piece, notes: np.ndarray, begin: int, end: int) -> mido.MidiFile:
     """The file with the notes within these columns replaced by `notes` (`[M, 4]`, in steps).
 
-    All other messages stay as they are, on their ticks. An old note that stands among the new ones
-    on the grid stays too, with its own timing and loudness. A new note goes to the track and
-    channel of the old note nearest in pitch and time.
+    All other messages stay as they are, on their ticks. Old notes that stand among the new ones on
+    the grid stay too, with their own timing and loudness. A new note goes to the track and channel
+    of the old note nearest in pitch and time. One for which a kept note leaves no room is left out.
     """
-    old = inside(piece, begin, end)
+    old, runs = inside(piece, begin, end), _runs(piece.notes)
     wanted = {tuple(note) for note in notes[:, :3].tolist()}
-    places = [(start, stop - start, pitch) for pitch, start, stop in piece.notes[:, [3, 6, 7]]
-              .tolist()]
-    same = old & np.array([place in wanted for place in places], dtype=bool)
-    single = np.bincount(piece.notes[:, 0], minlength=len(piece.spans))[piece.notes[:, 0]] == 1
-    same &= single
-    gone = set(piece.notes[old & ~same, 0].tolist())
-    found = {place for place, stays in zip(places, same, strict=True) if stays}
-    notes = notes[[tuple(note) not in found for note in notes[:, :3].tolist()]]
+    run_at = {(start, pitch): run for pitch, start, run in
+              np.column_stack([piece.notes[:, [3, 6]], runs])[old].tolist()}
+    shown = [tuple(note) for note in  # the old notes as the picture shows them
+             pianoroll.notes_of(Picture(_levels(piece.notes[old], end)))[:, :3].tolist()]
+    changed = {run_at[note[0], note[2]] for note in shown if note not in wanted}
+    same = {note for note in shown if run_at[note[0], note[2]] not in changed}
+    gone = set(piece.notes[old & np.isin(runs, list(changed)), 0].tolist())
+    notes = notes[[tuple(note) not in same for note in notes[:, :3].tolist()]]
     tracks = [[(tick, 0, message) for (tick, message), group in zip(events, groups, strict=True)
                if group not in gone and message.type != "end_of_track"]
               for events, groups in zip(piece.events, piece.groups, strict=True)]
@@ -267,26 +322,28 @@ def replace_notes(piece: Piece, notes: np.ndarray, begin: int, end: int) -> mido
         tracks[track].append((on_tick, 1, on))
         tracks[track].append((off_tick, -1, on.copy(velocity=0)))
     if begin >= piece.bar_lines[-1]:
-        for track, message in _resting(piece):
-            tracks[track].append((round(begin * piece.midi.ticks_per_beat / STEPS_PER_BEAT), 0,
-                                  message))
+        for tick, track, message in endings.resting(piece.events, *_last_bars(piece)):
+            tracks[track].append((tick, 0, message))
     return _assembled(piece, tracks)
 
 
 def _in_ticks(piece: Piece, notes: np.ndarray, gone: set[int]) -> list[tuple[int, ...]]:
     """(track, start tick, end tick, channel, pitch, velocity), clear of what stays on the pitch."""
     per_step = piece.midi.ticks_per_beat / STEPS_PER_BEAT
-    staying: dict[int, list[tuple[int, int]]] = {}
-    tracks = zip(piece.events, piece.groups, strict=True)
-    pitches = {group: message.note for events, groups in tracks
-               for (_, message), group in zip(events, groups, strict=True)
-               if group >= 0 and message.channel != DRUMS}
-    for group in pitches.keys() - gone:
-        staying.setdefault(pitches[group], []).append(tuple(piece.spans[group].tolist()))
+    staying: dict[int, set[tuple[int, int]]] = {}
+    for events, groups in zip(piece.events, piece.groups, strict=True):
+        for (tick, message), group in zip(events, groups, strict=True):
+            if message.type in ("note_on", "note_off") and message.channel != DRUMS \
+                    and group not in gone:
+                blocks = staying.setdefault(message.note, set())
+                blocks.add((tick, tick))  # a note-off that ends no old note would end a new one
+                if group >= 0:
+                    blocks.add(tuple(piece.spans[group].tolist()))
+    ordered = {pitch: sorted(blocks) for pitch, blocks in staying.items()}
     placed = []
     for start, length, pitch, velocity in notes.tolist():
         on, off = round(start * per_step), round((start + length) * per_step)
-        for first, last in sorted(staying.get(pitch, [])):
+        for first, last in ordered.get(pitch, []):
             if first <= on < last:
                 on = last
             elif on < first < off:
@@ -298,30 +355,10 @@ def _in_ticks(piece: Piece, notes: np.ndarray, gone: set[int]) -> list[tuple[int
     return placed
 
 
-def _resting(piece: Piece) -> list[tuple[int, mido.Message]]:
-    """(track, message) that lift pedals, undo fade-outs and unbend pitches at the piece's end."""
-    last: dict[tuple, tuple[int, mido.Message]] = {}
-    for track, events in enumerate(piece.events):
-        for tick, message in events:
-            if message.type == "pitchwheel" or (message.type == "control_change"
-                                                and message.control in RESTING):
-                key = message.channel, getattr(message, "control", -1)
-                last[key] = max(last.get(key, (-1, 0, None)), (tick, track, message),
-                                key=lambda seen: seen[0])
-    result = []
-    for _, track, message in last.values():
-        if message.type == "pitchwheel" and message.pitch:
-            result.append((track, message.copy(pitch=0, time=0)))
-        elif message.type == "control_change":
-            low, high, reset = RESTING[message.control]
-            if not low <= message.value <= high:
-                result.append((track, message.copy(value=reset, time=0)))
-    return result
-
-
 def _assembled(piece: Piece, tracks: list[list[tuple[int, int, mido.Message]]]) -> mido.MidiFile:
     """A file of (tick, rank, message); at one tick new note-offs come first, new note-ons last."""
-    result = mido.MidiFile(type=piece.midi.type, ticks_per_beat=piece.midi.ticks_per_beat,
+    kind = 1 if len(tracks) > 1 else piece.midi.type  # type 0 has one track alone
+    result = mido.MidiFile(type=kind, ticks_per_beat=piece.midi.ticks_per_beat,
                            charset=piece.midi.charset)
     for events, old in zip(tracks, piece.events, strict=True):
         events.sort(key=lambda event: event[:2])
