@@ -154,7 +154,7 @@ def test_07_says_that_the_models_know_other_pictures(models, tmp_path):
               pictures=999)
     text = said(run("07", tmp_path, run_dir=str(tmp_path), model_dir=str(tmp_path), count=2,
                     max_pictures=5))
-    assert "2 painted now by " + tmp_path.as_posix() in text
+    assert f"2 painted now by {tmp_path.as_posix()}/" in text
     assert re.search(r"learned from 999 pictures, \S+ holds (\d+): copies of other", text)
     assert re.search(r": 5 of \d+ training pictures", text)
 
