@@ -50,10 +50,11 @@ def lesson():
     from keras import layers, ops
 
     names = {"keras": keras, "layers": layers, "ops": ops, "tf": tf, "np": np,
-             "pianoroll": pianoroll, "ROWS": 106, "COLUMNS": 300, "latent_dim": 14, "seed": 0}
-    exec(cells_with("def upsample", "QUIET = ", "def with_heads", "def build_generator",
-                    "def kinds", "def build_discriminator", "def straight_through", "def augment",
-                    "def smooth", "def notes_per_quarter", "def distances", "def variety",
+             "pianoroll": pianoroll, "ROWS": 106, "COLUMNS": 300, "latent_dim": 14, "seed": 0,
+             "levels": np.linspace(180, 220, 1000).astype(np.uint8)}
+    exec(cells_with("def upsample", "QUIET = ", "def with_heads", "def with_loudness",
+                    "def build_generator", "def kinds", "def build_discriminator",
+                    "def straight_through", "def augment", "def smooth", "def notes_per_quarter", "def distances", "def variety",
                     "def faults", "def between"), names)
     return names
 
@@ -109,6 +110,13 @@ def test_the_gradient_passes_the_snapping_but_not_outwards(lesson):
         loss = tf.reduce_sum(wish * tf.reshape(lesson["straight_through"](paint), [-1]))
     gradient = np.ravel(tape.gradient(loss, paint))
     np.testing.assert_allclose(gradient[:6], [0, -1, 1, -1, 1, 0])
+
+
+def test_heads_take_the_loudness_of_the_data_and_tails_stay(lesson):
+    gray = np.array([0, 50, 64, 97, 176, 255], np.float32) / 255
+    loud = 255 * np.asarray(lesson["with_loudness"](gray))
+    np.testing.assert_allclose(loud[:3], [0, 50, 64], atol=0.01)
+    np.testing.assert_allclose(loud[3:], [182, 200, 218], atol=1.5)
 
 
 def test_augment_moves_notes_and_keeps_them(lesson):
