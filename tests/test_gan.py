@@ -54,8 +54,8 @@ def lesson():
              "levels": np.linspace(180, 220, 1000).astype(np.uint8)}
     exec(cells_with("def upsample", "QUIET = ", "def with_heads", "def with_loudness",
                     "def build_generator", "def kinds", "def build_discriminator",
-                    "def straight_through", "def augment", "def smooth", "def notes_per_quarter", "def distances", "def variety",
-                    "def faults", "def between"), names)
+                    "def straight_through", "def augment", "def smooth", "def notes_per_quarter",
+                    "def distances", "def variety", "def faults", "def between"), names)
     return names
 
 
