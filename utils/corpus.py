@@ -22,6 +22,7 @@ from utils.storage import (
     METADATA,
     count_pictures,
     drop_from_shard,
+    has_pictures,
     load_examples,
     load_levels,
     load_pictures,
@@ -278,7 +279,7 @@ def ensure_images(run_dir: str | Path, preset_name: str) -> Path:
     """The run's folder of pictures for a preset; empty, it is filled from the built-in corpus."""
     images = Path(run_dir) / "images"
     folder = images / preset_name
-    if not any((folder / "train").glob("*.p[na]*")):
+    if not has_pictures(folder / "train"):
         if any((images / ".done").glob("*.json")):  # of a collection: it must not be replaced
             raise MusicError(f"{folder}: no pictures, but this run has others; run notebook "
                              "01_midi2img again")

@@ -74,6 +74,11 @@ def find_pictures(folder: str | Path) -> tuple[list[str], list[str]]:
     return files, shards
 
 
+def has_pictures(folder: str | Path) -> bool:
+    """Whether a folder is there and holds a picture, in either storage."""
+    return any(Path(folder).glob("*.p[na]*"))
+
+
 def count_pictures(folder: str | Path) -> int:
     """How many pictures a folder holds, in either storage."""
     files, shards = find_pictures(folder)
@@ -111,7 +116,7 @@ def load_levels(folder: str | Path, preset_name: str | None = None, most: int = 
 
 def load_pictures(folder: str | Path, most: int = 0) -> list[pianoroll.Picture]:
     """The same pictures as `load_levels`, with their facts. An empty folder has none."""
-    if not (Path(folder).is_dir() and any(Path(folder).glob("*.p[na]*"))):
+    if not has_pictures(folder):
         return []
     count = count_pictures(folder)
     return [pianoroll.load_png(*row) for row in _evenly(folder, min(count, most or count))]
@@ -126,7 +131,7 @@ def load_examples(run_dir: str | Path, preset_name: str, most: int = 2048
     """
     folder = Path(run_dir) / "images" / preset_name
     train = load_levels(folder / "train", preset_name, most)
-    if any((folder / "valid").glob("*.p[na]*")):
+    if has_pictures(folder / "valid"):
         return train, load_levels(folder / "valid", preset_name, most)
     print("Nothing is held out: training pictures stand in for new music.")
     return train, train
