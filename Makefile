@@ -14,7 +14,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 export PYTHONUTF8 := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run music test lint unit notebooks-test lab bench sweep refresh clean
+.PHONY: help setup run music test lint unit notebooks-test gpu-test lab bench sweep refresh clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -44,6 +44,9 @@ unit: $(READY)  ## unit, property, hostile-input, chain and anatomy tests
 
 notebooks-test: $(READY)  ## pytest --nbval, strict, every notebook in a fresh copy of the tree
 	$(PY) tests/nbval_fresh.py
+
+gpu-test: $(READY)  ## the whole chain on a GPU, against stored figures (exits with 3 without one)
+	$(PY) tests/gpu_chain.py
 
 lab: $(READY)  ## open JupyterLab on the notebooks
 	$(PY) -m jupyter lab notebooks/01_midi2img.ipynb

@@ -26,6 +26,7 @@ from utils.pianoroll import DIFFUSION, HELD, ONSET
 FORMAT = "music-through-pictures/unet/1"
 OCTAVE, BEAT = 12, 4
 LOGIT_LIMIT = 30.0
+RARE = 0.001  # share of what sounds that may lie below the rows we paint, and as much above
 SIZES = {
     "tiny": {"widths": (32, 64), "blocks": 1},  # tests
     "small": {"widths": (96, 192), "blocks": 1},  # two CPU cores, minutes
@@ -73,8 +74,8 @@ class Config:
 def new(levels: np.ndarray, size: str = "small", transpose: int = 6) -> "UNet":
     """An untrained network that knows the statistics of pictures `uint8 [N, 128, 128]`.
 
-    Its shape is one of `SIZES`; its rows are the octaves in which these pictures sound when moved
-    up to `transpose` semitones; and it knows how often each row sounds and starts a note.
+    Its shape is one of `SIZES`; its rows are the octaves in which all but `RARE` notes of these
+    pictures sound, moved by up to `transpose` semitones; and it knows how often each row sounds.
     """
     network = UNet(config_for(levels, size, transpose))
     often = np.stack([(levels > level).mean(axis=(0, 2)) for level in (0, HELD)])  # [2, 128]
@@ -94,12 +95,13 @@ def config_for(levels: np.ndarray, size: str = "small", transpose: int = 6) -> C
     plane_mean = np.array([(levels > 0).mean(), onset.sum() / levels.size])
     plane_square = np.array([plane_mean[0], (onset**2).sum() / levels.size])
     plane_std = np.sqrt(plane_square - plane_mean**2).clip(1e-3)
-    low, high = np.flatnonzero((levels > 0).any(axis=(0, 2)))[[0, -1]] + [-transpose, transpose + 1]
-    low = max(low, 0) // OCTAVE * OCTAVE
+    share = (levels > 0).sum(axis=(0, 2)).cumsum() / (levels > 0).sum()  # of what sounds
+    low, high = np.searchsorted(share, (RARE, 1 - RARE)).tolist()
+    low, high = max(low - transpose, 0) // OCTAVE * OCTAVE, min(high + transpose + 1, 128)
     unit = OCTAVE * 2 ** (len(SIZES[size]["widths"]) - 1)
     return Config(**SIZES[size], mean=tuple(plane_mean.tolist()), std=tuple(plane_std.tolist()),
                   onset_mean=float(onset.mean()), onset_std=float(max(onset.std(), 0.01)),
-                  low_row=int(low), rows=int(-(-(min(high, 128) - low) // unit) * unit))
+                  low_row=low, rows=-(-(high - low) // unit) * unit)
 
 
 class ResidualBlock(nn.Module):

@@ -54,12 +54,13 @@ def notebook_networks():
     """The two networks and the GAN of notebook 03, as its cells define them."""
     path = ROOT / "notebooks" / "03_train_gan_tf.ipynb"
     cells = [c.source for c in nbformat.read(path, 4).cells if c.cell_type == "code"]
-    marks = ("def upsample", "QUIET = ", "def with_heads", "def build_generator",
-             "def painter_of", "def build_discriminator", "def augment", "def straight_through",
-             "def discriminator_loss", "def r1", "class GAN", "def discriminator_gradients")
+    marks = ("def upsample", "QUIET = ", "def with_heads", "def with_loudness",
+             "def build_generator", "def painter_of", "def build_discriminator", "def augment",
+             "def straight_through", "def discriminator_loss", "def r1", "class GAN",
+             "def discriminator_gradients")
     names = {"keras": keras, "layers": layers, "ops": ops, "tf": tf, "np": np,
              "pianoroll": pianoroll, "ROWS": 106, "COLUMNS": 300, "latent_dim": 14, "seed": 0,
-             "penalty_weight": 1.0,
+             "penalty_weight": 1.0, "levels": np.full([1, 106, 300], 180, np.uint8),
              "to_network": lambda levels: tf.cast(levels, tf.float32)[..., None] / 255}
     for mark in marks:
         exec(next(source for source in cells if mark in source), names)
@@ -77,13 +78,14 @@ def macs(model):
     return total
 
 
-def per_second(step, pictures, repeats):
-    """Pictures a second over some calls, after one that compiles."""
+def per_second(step, pictures, seconds=15):
+    """Pictures a second over some calls, one at least, after one that compiles."""
     step()
-    start_s = time.perf_counter()
-    for _ in range(repeats):
+    start_s, calls = time.perf_counter(), 0
+    while not calls or time.perf_counter() - start_s < seconds:
         step()
-    return pictures * repeats / (time.perf_counter() - start_s)
+        calls += 1
+    return pictures * calls / (time.perf_counter() - start_s)
 
 
 def plain_step(generator, discriminator, batch):
@@ -119,17 +121,16 @@ def main():
     levels = tf.cast(tf.random.uniform([16, 106, 300], 0, 255, tf.int32), tf.uint8)
     paint, paint_theirs = tf.function(ours), tf.function(theirs)
     z = tf.random.normal([16, 14])
-    rows = {
-        "multiply-accumulates a sample, 1e9": (macs(ours) / 1e9, macs(theirs) / 1e9),
-        "samples a second": (per_second(lambda: paint(z), 16, 20),
-                             per_second(lambda: paint_theirs(z[:1]), 1, 2)),
-        "training pictures a second": (
-            per_second(lambda: learn(levels), 16, 16),
-            per_second(plain_step(theirs, original_discriminator(), 1), 1, 2)),
-    }
     print(f"{'':36s}{'ours':>10s}{'original':>10s}{'ratio':>10s}")
-    for name, (a, b) in rows.items():
-        print(f"{name:36s}{a:10.3g}{b:10.3g}{a / b:10.3g}")
+    for name, own, other in (
+            ("multiply-accumulates a sample, 1e9", lambda: macs(ours) / 1e9,
+             lambda: macs(theirs) / 1e9),
+            ("samples a second", lambda: per_second(lambda: paint(z), 16),
+             lambda: per_second(lambda: paint_theirs(z[:1]), 1)),
+            ("training pictures a second", lambda: per_second(lambda: learn(levels), 16),
+             lambda: per_second(plain_step(theirs, original_discriminator(), 1), 1))):
+        print(f"{name:36s}{(a := own()):10.3g}", end="", flush=True)
+        print(f"{(b := other()):10.3g}{a / b:10.3g}", flush=True)
 
 
 if __name__ == "__main__":

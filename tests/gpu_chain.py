@@ -1,0 +1,103 @@
+"""The whole chain on a GPU, at a real size, against stored figures: `make gpu-test`.
+
+    python tests/gpu_chain.py            compare with tests/gpu_figures.json
+    python tests/gpu_chain.py --store    write that file instead, after a change on purpose
+
+Notebook 02 trains the base network; 03 trains on the GPU where TensorFlow sees one, else a minute
+on the CPU, and says so. Exit status: 0 all figures are as stored, 1 some differ, 3 there is no
+GPU, 4 no figures are stored yet.
+"""
+
+import argparse
+import csv
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+import chain
+
+STORED = ROOT / "tests" / "gpu_figures.json"
+NO_GPU, NOTHING_STORED = 3, 4
+# By which factor a figure may differ: chips round differently, and a distance of 256 samples is
+# uncertain. The speed is compared on the same kind of GPU alone.
+FACTORS = {"loss": 1.05, "frechet": 1.5, "overlap": 1.1, "seconds": 1.5}
+DIFFUSION = {"02.size": "base", "02.train_steps": 1500, "02.batch_size": 256,
+             "02.learning_rate": 5e-4, "07.count": 256}
+
+
+def figures_of(run: Path) -> dict[str, float]:
+    """What a run came to: losses of the four quarters, seconds a step, and 07's distances."""
+    with (run / "models" / "diffusion_log.csv").open(encoding="utf-8", newline="") as file:
+        log = list(csv.DictReader(file))
+    with (run / "report" / "metrics.csv").open(encoding="utf-8", newline="") as file:
+        report = {row["set"]: row for row in csv.DictReader(file)}
+    loss = np.array([float(row["loss"]) for row in log])
+    speed = np.median([float(row["pictures_per_s"]) for row in log[len(log) // 2 :]])
+    found = {f"loss, quarter {i}": float(part.mean())
+             for i, part in enumerate(np.array_split(loss, 4), 1)}
+    found["seconds for a thousand pictures"] = float(1000 / speed)
+    return found | {f"{figure} of {name}": float(report[name][figure])
+                    for name in ("diffusion", "gan") for figure in ("frechet", "overlap")}
+
+
+def differences(found: dict[str, float], stored: dict[str, float]) -> list[str]:
+    """What is not as stored, a line each; a figure that one of them lacks is a difference."""
+    lines = [f"{name}: {'not stored' if name in found else 'not found'}"
+             for name in sorted(found.keys() ^ stored.keys())]
+    for name in sorted(found.keys() & stored.keys()):
+        factor = next(value for kind, value in FACTORS.items() if name.startswith(kind))
+        if not stored[name] / factor <= found[name] <= stored[name] * factor:
+            lines.append(f"{name}: {found[name]:.4g}, stored {stored[name]:.4g}, may differ by a "
+                         f"factor of {factor}")
+    return lines
+
+
+def comparable(figures: dict[str, float], device: bool, gan: bool) -> dict[str, float]:
+    """Those that hold on this machine: the speed on one `device`, the GAN's where it ran alike."""
+    return {name: value for name, value in figures.items()
+            if (device or not name.startswith("seconds")) and (gan or not name.endswith("gan"))}
+
+
+def tensorflow_has_gpu() -> bool:
+    """Asked in a process of its own, for TensorFlow takes all the memory that it sees."""
+    code = "import sys, tensorflow as tf; sys.exit(not tf.config.list_physical_devices('GPU'))"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--store", action="store_true", help="write the figures, compare nothing")
+    store = parser.parse_args(arguments).store
+    if not torch.cuda.is_available():
+        print("gpu-test: torch sees no GPU here; nothing was tested")
+        return NO_GPU
+    if not (store or STORED.is_file()):
+        print("gpu-test: nothing to compare with; make it: python tests/gpu_chain.py --store")
+        return NOTHING_STORED
+    device, gan_on_gpu = torch.cuda.get_device_name(), tensorflow_has_gpu()
+    gan = {"03.train_steps": 3000, "03.batch_size": 64} if gan_on_gpu else {"03.minutes": 1.0}
+    print(f"{device}; TensorFlow runs on the {'GPU' if gan_on_gpu else 'CPU: it sees no GPU'}")
+    with tempfile.TemporaryDirectory() as folder:
+        chain.run_chain(folder, DIFFUSION | gan)
+        found = figures_of(Path(folder))
+    if store:
+        facts = {"device": device, "gan_on_gpu": gan_on_gpu, "figures": found}
+        STORED.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        print(f"stored {len(found)} figures in {STORED.relative_to(ROOT).as_posix()}")
+        return 0
+    stored = json.loads(STORED.read_text(encoding="utf-8"))
+    alike = stored["device"] == device, stored["gan_on_gpu"] == gan_on_gpu
+    lines = differences(comparable(found, *alike), comparable(stored["figures"], *alike))
+    print("\n".join(lines) or f"all figures are those stored on {stored['device']}")
+    return int(bool(lines))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
