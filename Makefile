@@ -45,7 +45,7 @@ unit: $(READY)  ## unit, property, hostile-input, chain and anatomy tests
 notebooks-test: $(READY)  ## pytest --nbval, strict, every notebook in a fresh copy of the tree
 	$(PY) tests/nbval_fresh.py
 
-gpu-test: $(READY)  ## the whole chain on a GPU, against stored figures (exits with 3 without one)
+gpu-test: $(READY)  ## the whole chain on a GPU, against stored figures (the script's status is 3 without one)
 	$(PY) tests/gpu_chain.py
 
 lab: $(READY)  ## open JupyterLab on the notebooks

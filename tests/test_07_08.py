@@ -12,7 +12,7 @@ import pytest
 from papermill.exceptions import PapermillExecutionError
 
 from real_midi import ROOT
-from utils import corpus, metrics, pianoroll, unet
+from utils import corpus, files, metrics, pianoroll, unet
 
 # What 07 measures in the small run below. Tolerance: a thousandth of each figure; newer SciPy and
 # NumPy may move the last digits, a changed definition moves more.
@@ -152,9 +152,12 @@ def test_07_says_that_the_models_know_other_pictures(models, tmp_path):
     corpus.convert("builtin", tmp_path, max_files=3, jobs=1)
     unet.save(unet.load(models / "diffusion.safetensors"), tmp_path / "diffusion.safetensors",
               pictures=999)
+    blank = pianoroll.Picture(np.zeros((128, 128), np.uint8))
+    pianoroll.save_png(blank, tmp_path / "samples" / "diffusion" / "0.png")  # by another model
+    files.write_json(tmp_path / "samples" / "painted_by.json", {"diffusion": "other.safetensors"})
     text = said(run("07", tmp_path, run_dir=str(tmp_path), model_dir=str(tmp_path), count=2,
                     max_pictures=5))
-    assert f"2 painted now by {tmp_path.as_posix()}/" in text
+    assert f"0 pictures in {tmp_path.as_posix()}/samples, 2 painted" in text
     assert re.search(r"learned from 999 pictures, \S+ holds (\d+): copies of other", text)
     assert re.search(r": 5 of \d+ training pictures", text)
 

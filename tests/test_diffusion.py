@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conftest import ROOT
-from utils import diffusion, pianoroll
+from utils import diffusion, pianoroll, unet
 from utils.files import MusicError
 
 NOTEBOOK = ROOT / "notebooks" / "02_train_diffusion.ipynb"
@@ -392,6 +392,26 @@ def test_without_a_number_of_steps_the_time_decides(fresh_run):
     status, last = finish(start(fresh_run, train_steps=0, minutes=9.0, resume=True))
     assert status == 0, last
     assert checkpoint(fresh_run)["step"] == saved["step"], "a resumed run keeps its number"
+
+
+def test_a_training_can_start_from_trained_weights(fresh_run):
+    status, last = finish(start(fresh_run, start_from="none.safetensors"))
+    assert status == 1 and "MusicError: none.safetensors: no such file" in last
+    levels = np.random.default_rng(1).choice(np.uint8([0, 64, 200, 230]), (2, 128, 128))
+    network = unet.new(levels, "tiny")
+    weights = unet.save(network, fresh_run / "trained.safetensors")
+    status, last = finish(start(fresh_run, start_from=str(weights), size="base", learning_rate=0.0))
+    assert status == 0, last
+    ours = checkpoint(fresh_run)["network"]
+    assert all(torch.equal(ours[name], value) for name, value in network.state_dict().items())
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
+def test_a_compiled_network_learns_the_same(trained, fresh_run):
+    status, last = finish(start(fresh_run, compiled=True, train_steps=3))
+    assert status == 0, last
+    losses = [[row[1] for row in checkpoint(run)["log"][:1]] for run in (trained, fresh_run)]
+    np.testing.assert_allclose(*losses, rtol=1e-3)
 
 
 @pytest.mark.parametrize(("name", "said"), [

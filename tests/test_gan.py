@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -299,7 +300,8 @@ def test_it_trains_on_fewer_pictures_than_a_batch_and_says_why_it_stopped(traine
     assert list(first[0]) == ["step", "discriminator_loss", "generator_loss", "p_fake",
                               "p_real", "penalty"]
     for name in ("figures/gan_progress.gif", "figures/gan_probabilities.png",
-                 "figures/latent_walk.gif", "models/gan_generator.keras"):
+                 "figures/latent_walk.gif", "models/gan_generator.keras",
+                 "models/gan_discriminator.keras"):
         assert (run_dir / name).stat().st_size > 300, name
 
 
@@ -359,6 +361,25 @@ def test_killed_at_any_moment_it_goes_on(tmp_path):
     said = start(tmp_path, train_steps=done + 2, resume=True).communicate(timeout=300)[0]
     assert f"steps done: {done} · to do: 2" in said
     assert f"stopped at step {done + 2}" in said
+
+
+TAKEN = """
+print("taken over:", *[all(np.array_equal(a, b) for a, b in zip(network.get_weights(),
+    keras.saving.load_model(Path(start_from) / f"gan_{network.name}.keras").get_weights(),
+    strict=True)) for network in (gan.generator, gan.discriminator)])
+"""
+
+
+def test_a_training_can_start_from_trained_networks(trained, tmp_path):
+    shutil.copytree(trained[0] / "images", tmp_path / "images")
+    models = trained[0] / "models"
+    process = start(tmp_path, {"gan.compile(adam": TAKEN}, start_from=str(models), train_steps=2)
+    said = process.communicate(timeout=300)[0]
+    assert process.returncode == 0 and "taken over: True True" in said, said
+    for given in ({"start_from": "nowhere"}, {"start_from": str(models), "latent_dim": 6}):
+        said = start(tmp_path, **given).communicate(timeout=300)[0]
+        assert "MusicError: " in said.splitlines()[-1]
+        assert "gan_generator.keras: no generator of this notebook" in said
 
 
 CTRL_C = """

@@ -126,27 +126,36 @@ def paint_bars(network: torch.nn.Module, kept: np.ndarray, begin: int, end: int,
     """Paint the columns `begin` to `end` of `kept`, uint8 `[128, steps]`, around what sounds there.
 
     From left to right, `chunk` columns at a time, each with up to a window of what lies before it:
-    memory for painting does not grow with the length. Only the last of these stretches sees what
-    lies after `end`. `hop` is the length of a bar. `open_end`: the music goes on after `end`;
-    otherwise what lies there, or silence, is known. `levels` are what a `strength` below 1 begins
-    with. More `options` are those of `paint_masked`.
+    memory for painting does not grow with the length. Half a window more is painted and thrown
+    away, for a stretch must not end where its picture does, as pieces do. What lies after `end` is
+    seen by the stretches within half a window of it. `hop` is the length of a bar. `open_end`: the
+    music goes on after `end`; otherwise what lies there, or silence, is known. `levels` are what a
+    `strength` below 1 begins with. More `options` are those of `paint_masked`. A new tail has a new
+    head: no other would sound.
     """
     kept = np.pad(kept, ((0, 0), (0, max(end - kept.shape[1], 0))))
     result = kept.copy()
     if levels is not None:
         result[:] = 0
         result[:, : levels.shape[1]] = levels[:, : kept.shape[1]]
-    chunk = max(chunk // hop, 1) * hop
+    chunk, ahead = (max(width // hop, 1) * hop for width in (chunk, WIDTH // 2))
     for number, first in enumerate(range(begin, end, chunk)):
         last = min(first + chunk, end)
-        left = first - min(first, WIDTH) // hop * hop
-        right = last if last < end or open_end else last + WIDTH
+        left = first - (min(first, WIDTH) // hop * hop or first)
+        right = last + (ahead if last < end or open_end else WIDTH)
         canvas = np.zeros((len(kept), max(right - left, WIDTH)), np.uint8)
-        there = result[:, left : min(right, left + canvas.shape[1])]
+        there = result[:, left : left + canvas.shape[1]]
         canvas[:, : there.shape[1]] = there
+        stop = min(left + canvas.shape[1], end)
         free = np.zeros(canvas.shape, bool)
-        free[:, first - left : last - left] = kept[:, first:last] == 0
-        free[:, right - left :] = True
-        painted = paint_masked(network, canvas, free, seed=seed + number, hop=hop, **options)
-        result[:, first:last] = painted[:, first - left : last - left]
+        free[:, first - left : stop - left] = kept[:, first:stop] == 0
+        free[:, end - left :] = open_end
+        noise = (seed + 1_000_003 * number) % 2**32
+        painted = paint_masked(network, canvas, free, seed=noise, hop=hop, **options)
+        new = np.where(kept[:, first:last] > 0, 0, painted[:, first - left : last - left])
+        before = np.zeros((len(kept), 1), np.uint8)  # a tail may go on from the last stretch alone
+        if first > begin:
+            before = np.where(kept[:, first - 1 : first] > 0, 0, result[:, first - 1 : first])
+        new = diffusion.without_lost_tails(np.concatenate([before, new], axis=1))[:, 1:]
+        result[:, first:last] = np.where(kept[:, first:last] > 0, kept[:, first:last], new)
     return result

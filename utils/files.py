@@ -21,6 +21,13 @@ def printable(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
+def at_least(least: int, **numbers: int) -> None:
+    """Raise `MusicError` for a parameter that is less."""
+    for name, value in numbers.items():
+        if value < least:
+            raise MusicError(f"{name} is {value}; choose {least} or more")
+
+
 @contextlib.contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it on success, remove it on any failure.

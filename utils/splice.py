@@ -126,7 +126,7 @@ def _piece(path: Path, midi: mido.MidiFile, picture: Picture) -> Piece:
     end = np.maximum(np.where(ends, end, start), start + 1)
     last = int(end.max(initial=1))
     if (seconds := seconds_until(picture, last)) > LONGEST_S:
-        raise MusicError(f"{path}: lasts {seconds / 3600:.1f} hours; cut it to one or less")
+        raise MusicError(f"{path}: lasts {seconds / 60:.0f} minutes; cut it to 60 or fewer")
     notes = np.column_stack([notes[:, :6], start, end])[(notes[:, 2] != DRUMS) & ends]
     lines = bar_lines(path, events, midi.ticks_per_beat, last)
     return Piece(path, midi, events, groups, notes, np.array(spans).reshape(-1, 2), picture, lines)

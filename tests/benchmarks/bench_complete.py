@@ -1,6 +1,8 @@
 """How well new bars suit a piece: key, silence, seams, memory. With the trained network.
 
-Run from the repository root: python tests/benchmarks/bench_complete.py [MODEL] [PIECES] [BARS]
+Run from the repository root: python tests/benchmarks/bench_complete.py [MODELS] [PIECES] [BARS]
+MODELS is a folder with diffusion.safetensors, PIECES how many are continued and written (at least
+16 are written to look at the seams), BARS the length of the long one.
 """
 
 import resource
@@ -13,13 +15,15 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from utils import complete, diffusion, metrics, pieces, splice, unet
-from utils.pianoroll import HELD, Picture, notes_of
+from utils.pianoroll import HELD, Picture, notes_of, paint
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "data" / "models"
 COUNT = int(sys.argv[2]) if len(sys.argv) > 2 else 6
 BARS = int(sys.argv[3]) if len(sys.argv) > 3 else 256
 SCALES = [np.roll(metrics.MAJOR, tonic) for tonic in range(12)]
+BLANK = np.zeros((128, 0), np.uint8)
+SEAMS = {6: (6, 12, 18), 8: (8, 16)}  # bars to a stretch: bar lines, of 24 bars, where one begins
 
 
 def in_key(pitches, scale):
@@ -44,12 +48,12 @@ def suits(network, files, control, repeats):
             painted = complete.paint_bars(network, kept, begin, end, hop=piece.steps_per_bar,
                                           open_end=mode == "continue", repeats=repeats, seed=number,
                                           density=density)
-            new = splice.new_notes(painted, kept, begin, end)[:, 2]
+            notes = splice.new_notes(painted, kept, begin, end)
+            new, shown = notes[:, 2], paint(notes, 128, end)[:, begin:]
             old = notes_of(Picture(kept))[:, 2]
             scale = max(SCALES, key=lambda scale: in_key(old, scale))
-            bar = piece.steps_per_bar
             rows.append([in_key(new, scale), in_key(old, scale), in_key(control, scale),
-                         silent_bars(painted[:, begin:end], bar), len(new) / 8,
+                         silent_bars(shown, piece.steps_per_bar), len(new) / 8,
                          len(old) / piece.bars])
         new, old, unasked, silent, density, before = np.nanmean(rows, axis=0)
         print(f"{mode:9s} repeats {repeats}: in key {new:.3f}, the piece {old:.3f}, without it "
@@ -58,37 +62,79 @@ def suits(network, files, control, repeats):
               flush=True)
 
 
-def across(levels, columns):
-    """At these columns: share of what sounded before that is held over, and onsets a column."""
-    held = (levels[:, columns] == HELD) & (levels[:, columns - 1] > 0)
-    return held.sum() / max((levels[:, columns - 1] > 0).sum(), 1), (
-        levels[:, columns] > HELD).sum() / len(columns)
+def written(network, bars, seed=0, chunk=complete.WIDTH):
+    """A piece from nothing, as the notes that would be saved: uint8 [128, 16 bars]."""
+    levels = complete.paint_bars(network, BLANK, 0, 16 * bars, open_end=True, repeats=2, seed=seed,
+                                 chunk=chunk, density=network.config.mean[0] / 2)
+    return heard(levels)
 
 
-def seams(name, levels):
-    """Bar lines where a painted stretch begins (every eighth) beside the other bar lines."""
-    lines = np.arange(16, levels.shape[1], 16)
-    at, elsewhere = lines[lines % 128 == 0], lines[lines % 128 != 0]
-    (held, onsets), (held_else, onsets_else) = across(levels, at), across(levels, elsewhere)
-    print(f"{name:24s}held over {held:.3f}, elsewhere {held_else:.3f}; onsets {onsets:.2f}, "
-          f"elsewhere {onsets_else:.2f}", flush=True)
+def heard(levels):
+    """The picture of the notes that would be saved."""
+    notes = splice.new_notes(levels, np.zeros_like(levels), 0, levels.shape[1])
+    return paint(notes, 128, levels.shape[1])
+
+
+def lines_of(levels):
+    """For each bar line: how much sounded before it, is held over it, starts at it; whether the bar
+    after is silent; the leap between the mean pitches of both bars. float [lines, 5]."""
+    rows = []
+    for at in range(16, levels.shape[1], 16):
+        before = levels[:, at - 1] > 0
+        one, two = (np.nonzero(levels[:, a : a + 16] > HELD)[0] for a in (at - 16, at))
+        leap = abs(one.mean() - two.mean()) if len(one) and len(two) else np.nan
+        rows.append([before.sum(), (before & (levels[:, at] == HELD)).sum(),
+                     (levels[:, at] > HELD).sum(), not len(two), leap])
+    return np.array(rows, float)
+
+
+def facts(rows):
+    """Held over, onsets, silent bars and leap of lines [..., 5]."""
+    sounding, held, onsets, silent, leap = rows.reshape(-1, 5).T
+    return np.array([held.sum() / max(sounding.sum(), 1), onsets.mean(), silent.mean(),
+                     np.nanmean(leap)])
+
+
+def compare(name, at, elsewhere):
+    """Lines [pieces, lines, 5] beside others; 95% of the difference, drawn by whole pieces."""
+    rng, count, other = np.random.default_rng(0), len(at), len(elsewhere)
+    drawn = [facts(at[rng.integers(count, size=count)])
+             - facts(elsewhere[rng.integers(other, size=other)]) for _ in range(1000)]
+    low, high = np.nanpercentile(drawn, (2.5, 97.5), axis=0)
+    for what, one, two, a, b in zip(("held over", "onsets", "silent after", "leap"), facts(at),
+                                    facts(elsewhere), low, high, strict=True):
+        print(f"{name:12s}{what:14s}{one:.3f}, elsewhere {two:.3f}, difference {a:+.3f} to "
+              f"{b:+.3f}", flush=True)
+
+
+def seams(network, count):
+    """Bar lines where a stretch begins, beside the same bar lines where none does: painted in
+    stretches of 6 and of 8 bars. Control: pictures painted alone, put side by side."""
+    found = {bars: np.stack([lines_of(written(network, 24, 1000 * number, 16 * bars))
+                             for number in range(count)]) for bars in SEAMS}
+    pick = {bars: np.array(lines) - 1 for bars, lines in SEAMS.items()}
+    compare("painted", np.concatenate([found[b][:, pick[b]] for b in SEAMS], 1),
+            np.concatenate([found[14 - b][:, pick[b]] for b in SEAMS], 1))
+    alone = diffusion.paint(network, 3 * count).reshape(count, 3, 128, 128)
+    hard = np.stack([lines_of(heard(np.concatenate(list(three), 1))) for three in alone])
+    compare("hard joins", hard[:, pick[8]], found[6][:, pick[8]])
+
+
+def memory_mib():
+    """The most that this process has used so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 if __name__ == "__main__":
     device = "cuda" if torch.cuda.is_available() else "cpu"
     network = unet.load(MODEL / "diffusion.safetensors", device)
+    written(network, 16)
+    before, start_s = memory_mib(), time.perf_counter()
+    levels = written(network, BARS)
+    print(f"{BARS} bars: {time.perf_counter() - start_s:.0f} s, memory grew by "
+          f"{memory_mib() - before:.0f} MiB; silent bars {silent_bars(levels, 16):.3f}")
     files = [Path(p.path) for p in pieces.choose_pieces("builtin") if p.split == "valid"][:COUNT]
     control = metrics.notes_of_set(diffusion.paint(network, 16), 0)[:, 3]
     for repeats in (1, 4):
         suits(network, files, control, repeats)
-    real = [splice.open_midi(path) for path in sorted((ROOT / "data" / "midi").glob("*.mid"))]
-    real = [p.picture.levels for p in real if p.steps_per_bar == 16]
-    seams("real pieces in 4/4", np.concatenate([r[:, : r.shape[1] // 128 * 128] for r in real], 1))
-    before, start_s = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
-    blank = np.zeros((128, 0), np.uint8)
-    levels = complete.paint_bars(network, blank, 0, 16 * BARS, open_end=True, repeats=2,
-                                 density=network.config.mean[0] / 2)
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    print(f"{BARS} bars: {time.perf_counter() - start_s:.0f} s, memory grew by {grown / 1024:.0f} "
-          f"MiB; silent bars {silent_bars(levels, 16):.3f}")
-    seams("painted", levels)
+    seams(network, max(COUNT, 16))
