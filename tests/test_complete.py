@@ -535,7 +535,7 @@ def test_midi_in_memory_is_what_is_saved(builtin_midi, tmp_path):
 
 # ---------------------------------------------------------------- with the trained network
 
-HELD_OUT, BARS, STEPS = 3, 4, 8  # few, so that it takes a minute at most
+HELD_OUT, BARS, STEPS, REPEATS = 3, 4, 12, 3  # few, so that it takes a minute at most
 
 
 @pytest.fixture(scope="module")
@@ -552,10 +552,10 @@ def completed(trained, mode):
         piece = splice.open_midi(path)
         begin, end = splice.choose_bars(piece, mode, BARS)
         kept = splice.kept_levels(piece, begin, end)
-        on = mode == "continue"
         painted = complete.paint_bars(
-            trained, kept, begin, end, hop=piece.steps_per_bar, open_end=on, seed=number,
-            sampling_steps=STEPS, repeats=1, density=on * float((kept[:, :begin] > 0).mean()) / 2)
+            trained, kept, begin, end, hop=piece.steps_per_bar, open_end=mode == "continue",
+            seed=number, sampling_steps=STEPS, repeats=REPEATS,
+            density=splice.density(kept, begin, end) / 2)
         new = splice.new_notes(painted, kept, begin, end)
         result.append((piece, kept, painted, begin, end, new))
     return result

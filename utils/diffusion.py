@@ -131,7 +131,7 @@ def dpm_solver_step(x_t: Tensor, x_0: Tensor, a_t: float, a_s: float,
 # ---------------------------------------------------------------- the whole walk
 
 SAMPLERS = ("ddpm", "ddim", "dpm")
-GUIDANCE = 2.0  # trust in the context, see `unet.UNet.forward`; 1 is what the network says
+GUIDANCE = 1.75  # trust in the context, see `unet.UNet.forward`; 1 is what the network says
 
 
 def spaced_timesteps(steps: int, sampling_steps: int) -> list[int]:

@@ -282,6 +282,12 @@ def kept_levels(piece: Piece, begin: int, end: int) -> np.ndarray:
     return _levels(notes, max(end, int(piece.bar_lines[-1])))
 
 
+def density(kept: np.ndarray, begin: int, end: int) -> float:
+    """Share of the pixels of `kept` that sound outside these columns; 0 where there are none."""
+    outside = np.delete(kept, np.s_[begin:end], axis=1)
+    return float((outside > 0).mean()) if outside.size else 0.0
+
+
 def new_notes(levels: np.ndarray, kept: np.ndarray, begin: int, end: int) -> np.ndarray:
     """The notes that were painted in these columns, `[M, 4]` as `pianoroll.notes_of`.
 

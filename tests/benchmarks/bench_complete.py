@@ -44,10 +44,9 @@ def suits(network, files, control, repeats):
             piece = splice.open_midi(path)
             begin, end = splice.choose_bars(piece, mode, 8)
             kept = splice.kept_levels(piece, begin, end)
-            density = float((kept[:, :begin] > 0).mean()) / 2 if mode == "continue" else 0.0
             painted = complete.paint_bars(network, kept, begin, end, hop=piece.steps_per_bar,
                                           open_end=mode == "continue", repeats=repeats, seed=number,
-                                          density=density)
+                                          density=splice.density(kept, begin, end) / 2)
             notes = splice.new_notes(painted, kept, begin, end)
             new, shown = notes[:, 2], paint(notes, 128, end)[:, begin:]
             old = notes_of(Picture(kept))[:, 2]
