@@ -14,13 +14,14 @@ from utils.files import MusicError
 from utils.pianoroll import DIFFUSION
 
 WIDTH = DIFFUSION.steps  # columns that the network sees at once
+STRETCH = WIDTH // 2  # columns painted at once: half of what is seen is then known
 SETTLED = 0.0  # log signal-to-noise ratio from which on a guess is left as it is
 
 
 @torch.no_grad()
 def paint_masked(network: torch.nn.Module, levels: np.ndarray, free: np.ndarray,
                  sampling_steps: int = 25, repeats: int = 4, strength: float = 1.0, seed: int = 0,
-                 hop: int = 16, density: float = 0.0, guidance: float = diffusion.GUIDANCE,
+                 hop: int = 16, density: float = 0.0, guidance: float | None = None,
                  batch_size: int = 16,
                  callback: Callable[[int, np.ndarray], None] | None = None) -> np.ndarray:
     """Paint the pixels where `free`, bool `[128, W]`, so that they suit the rest of `levels`.
@@ -32,12 +33,13 @@ def paint_masked(network: torch.nn.Module, levels: np.ndarray, free: np.ndarray,
     `strength` below 1 begins with the free pixels' own levels, partly noised, and takes that share
     of the steps: none at 0, at least one above. Where fewer than `density` of the free pixels are
     expected to sound, they are made likelier while the noise is strong: after an ending a model
-    expects silence. `guidance` is that of `unet.UNet.forward`. `callback(i, levels)` sees the guess
+    expects silence. `guidance` is that of `diffusion.paint`. `callback(i, levels)` sees the guess
     of each step. Raises `MusicError` for `repeats` or `sampling_steps` below 1.
     """
     if repeats < 1:
         raise MusicError(f"repeats is {repeats}; choose 1 or more")
     device = next(network.parameters()).device
+    guidance = network.config.guidance if guidance is None else guidance
     alpha_bar, limits = network.schedule(), network.limits
     noise_levels = diffusion.log_snr(alpha_bar).float().to(device)
     random = torch.Generator().manual_seed(seed)
@@ -122,34 +124,33 @@ def _guess(network: torch.nn.Module, x_t: torch.Tensor, noise_level: torch.Tenso
 
 def paint_bars(network: torch.nn.Module, kept: np.ndarray, begin: int, end: int,
                levels: np.ndarray | None = None, hop: int = 16, open_end: bool = False,
-               chunk: int = WIDTH, seed: int = 0, **options) -> np.ndarray:
+               chunk: int = STRETCH, seed: int = 0, **options) -> np.ndarray:
     """Paint the columns `begin` to `end` of `kept`, uint8 `[128, steps]`, around what sounds there.
 
     From left to right, `chunk` columns at a time, each with up to a window of what lies before it:
-    memory for painting does not grow with the length. Half a window more is painted and thrown
-    away, for a stretch must not end where its picture does, as pieces do. What lies after `end` is
-    seen by the stretches within half a window of it. `hop` is the length of a bar. `open_end`: the
-    music goes on after `end`; otherwise what lies there, or silence, is known. `levels` are what a
-    `strength` below 1 begins with. More `options` are those of `paint_masked`. A new tail has a new
-    head: no other would sound.
+    memory for painting does not grow with the length. A longer stretch would hardly listen to what
+    is known: where a whole window is free, noise alone decides on a key. Only the last stretch sees
+    what lies after `end`. `hop` is the length of a bar. `open_end`: the music goes on after `end`;
+    otherwise what lies there, or silence, is known. `levels` are what a `strength` below 1 begins
+    with. More `options` are those of `paint_masked`. A new tail has a new head: no other would
+    sound.
     """
     kept = np.pad(kept, ((0, 0), (0, max(end - kept.shape[1], 0))))
     result = kept.copy()
     if levels is not None:
         result[:] = 0
         result[:, : levels.shape[1]] = levels[:, : kept.shape[1]]
-    chunk, ahead = (max(width // hop, 1) * hop for width in (chunk, WIDTH // 2))
+    chunk = max(chunk // hop, 1) * hop
     for number, first in enumerate(range(begin, end, chunk)):
         last = min(first + chunk, end)
         left = first - (min(first, WIDTH) // hop * hop or first)
-        right = last + (ahead if last < end or open_end else WIDTH)
+        right = last if last < end or open_end else last + WIDTH
         canvas = np.zeros((len(kept), max(right - left, WIDTH)), np.uint8)
-        there = result[:, left : left + canvas.shape[1]]
+        there = result[:, left : min(right, left + canvas.shape[1])]
         canvas[:, : there.shape[1]] = there
-        stop = min(left + canvas.shape[1], end)
         free = np.zeros(canvas.shape, bool)
-        free[:, first - left : stop - left] = kept[:, first:stop] == 0
-        free[:, end - left :] = open_end
+        free[:, first - left : last - left] = kept[:, first:last] == 0
+        free[:, right - left :] = True
         noise = (seed + 1_000_003 * number) % 2**32
         painted = paint_masked(network, canvas, free, seed=noise, hop=hop, **options)
         new = np.where(kept[:, first:last] > 0, 0, painted[:, first - left : last - left])

@@ -131,7 +131,6 @@ def dpm_solver_step(x_t: Tensor, x_0: Tensor, a_t: float, a_s: float,
 # ---------------------------------------------------------------- the whole walk
 
 SAMPLERS = ("ddpm", "ddim", "dpm")
-GUIDANCE = 1.75  # trust in the context, see `unet.UNet.forward`; 1 is what the network says
 
 
 def spaced_timesteps(steps: int, sampling_steps: int) -> list[int]:
@@ -179,21 +178,22 @@ def sample(predict_x_0: Callable[[Tensor, Tensor], Tensor], x_t: Tensor, alpha_b
 def paint(network: torch.nn.Module, count: int, sampler: str = "ddpm", sampling_steps: int = 25,
           seed: int = 0, batch_size: int = 32,
           callback: Callable[[int, Tensor, Tensor], None] | None = None,
-          guidance: float = GUIDANCE) -> np.ndarray:
+          guidance: float | None = None) -> np.ndarray:
     """New pictures from a `unet.UNet`, levels `uint8 [count, 128, 128]`.
 
-    `guidance` is that of `unet.UNet.forward`. The same seed on the same device gives the same
-    pictures. Computes in bfloat16 where `fast_bfloat16` says so. `callback` is that of `sample`,
-    called for each batch.
+    `guidance` is that of `unet.UNet.forward`, the network's own if None. The same seed on the same
+    device gives the same pictures. Computes in bfloat16 where `fast_bfloat16` says so. `callback`
+    is that of `sample`, called for each batch.
     """
     device = next(network.parameters()).device
     alpha_bar, limits = network.schedule(), network.limits
     noise_levels = log_snr(alpha_bar).float().to(device)
     generator = torch.Generator().manual_seed(seed)
+    strength = network.config.guidance if guidance is None else guidance
 
     def predict_x_0(x_t: Tensor, t: Tensor) -> Tensor:
         with torch.autocast(device.type, torch.bfloat16, enabled=fast_bfloat16(device)):
-            return network.x_0(x_t, noise_levels[t], guidance)
+            return network.x_0(x_t, noise_levels[t], strength)
 
     painted = [np.zeros((0, DIFFUSION.pitches, DIFFUSION.steps), np.uint8)]
     for start in range(0, count, batch_size):

@@ -41,7 +41,8 @@ class Config:
 
     `mean` and `std` standardise the two planes. `onset_mean` and `onset_std` are those of plane 1
     where a note starts. The network paints `rows` rows from `low_row` up; the others are silent.
-    `noise_steps` and `noise_shift` give the `diffusion.cosine_schedule` it was trained on.
+    `noise_steps` and `noise_shift` give the `diffusion.cosine_schedule` it was trained on, and
+    `guidance` is what suits it, see `UNet.forward`.
     """
 
     widths: tuple[int, ...] = (96, 192)
@@ -54,9 +55,11 @@ class Config:
     rows: int = 144
     noise_steps: int = 1000
     noise_shift: float = -3.0
+    guidance: float = 1.75
 
     def __post_init__(self) -> None:
-        numbers = [*self.mean, *self.std, self.onset_mean, self.onset_std, self.noise_shift]
+        numbers = [*self.mean, *self.std, self.onset_mean, self.onset_std, self.noise_shift,
+                   self.guidance]
         halvings = 2 ** (len(self.widths) - 1)
         good = (
             1 <= len(self.widths) <= 4 and all(w in range(16, 4097, 16) for w in self.widths)

@@ -23,7 +23,7 @@ COUNT = int(sys.argv[2]) if len(sys.argv) > 2 else 6
 BARS = int(sys.argv[3]) if len(sys.argv) > 3 else 256
 SCALES = [np.roll(metrics.MAJOR, tonic) for tonic in range(12)]
 BLANK = np.zeros((128, 0), np.uint8)
-SEAMS = {6: (6, 12, 18), 8: (8, 16)}  # bars to a stretch: bar lines, of 24 bars, where one begins
+SEAMS = {3: (3, 6, 9, 15, 18, 21), 4: (4, 8, 16, 20)}  # bars to a stretch: lines where one begins
 
 
 def in_key(pitches, scale):
@@ -61,7 +61,7 @@ def suits(network, files, control, repeats):
               flush=True)
 
 
-def written(network, bars, seed=0, chunk=complete.WIDTH):
+def written(network, bars, seed=0, chunk=complete.STRETCH):
     """A piece from nothing, as the notes that would be saved: uint8 [128, 16 bars]."""
     levels = complete.paint_bars(network, BLANK, 0, 16 * bars, open_end=True, repeats=2, seed=seed,
                                  chunk=chunk, density=network.config.mean[0] / 2)
@@ -108,15 +108,15 @@ def compare(name, at, elsewhere):
 
 def seams(network, count):
     """Bar lines where a stretch begins, beside the same bar lines where none does: painted in
-    stretches of 6 and of 8 bars. Control: pictures painted alone, put side by side."""
+    stretches of 3 and of 4 bars. Control: pictures painted alone, put side by side."""
     found = {bars: np.stack([lines_of(written(network, 24, 1000 * number, 16 * bars))
                              for number in range(count)]) for bars in SEAMS}
     pick = {bars: np.array(lines) - 1 for bars, lines in SEAMS.items()}
     compare("painted", np.concatenate([found[b][:, pick[b]] for b in SEAMS], 1),
-            np.concatenate([found[14 - b][:, pick[b]] for b in SEAMS], 1))
+            np.concatenate([found[7 - b][:, pick[b]] for b in SEAMS], 1))
     alone = diffusion.paint(network, 3 * count).reshape(count, 3, 128, 128)
     hard = np.stack([lines_of(heard(np.concatenate(list(three), 1))) for three in alone])
-    compare("hard joins", hard[:, pick[8]], found[6][:, pick[8]])
+    compare("hard joins", hard[:, [7, 15]], found[3][:, [7, 15]])
 
 
 def memory_mib():
