@@ -4,6 +4,7 @@ Every message of the file is kept in its place. Which bar a note belongs to is d
 one that is struck a hair early belongs to the bar it leads into.
 """
 
+import collections
 import copy
 import itertools
 from dataclasses import dataclass, replace
@@ -376,6 +377,24 @@ def _assembled(piece: Piece, tracks: list[list[tuple[int, int, mido.Message]]]) 
             track.append(message)
         result.tracks.append(track)
     return result
+
+
+def stays(piece: Piece, path: str | Path, begin: int, end: int) -> bool:
+    """Whether a file still has each message of the piece on its tick, but for the notes within
+    these columns that may give way."""
+    may_go = set(piece.notes[inside(piece, begin, end), 0].tolist())
+    were = collections.Counter(
+        (track, tick, str(message).rpartition("time=")[0])
+        for track, pairs in enumerate(zip(piece.events, piece.groups, strict=True))
+        for (tick, message), group in zip(*pairs, strict=True)
+        if group not in may_go and message.type != "end_of_track")
+    now: collections.Counter = collections.Counter()
+    for track, found in enumerate(messages.read(Path(path).read_bytes()).tracks):
+        tick = 0
+        for message in found:
+            tick += message.time
+            now[track, tick, str(message).rpartition("time=")[0]] += 1
+    return were <= now
 
 
 def save(midi: mido.MidiFile, path: str | Path) -> Path:
