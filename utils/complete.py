@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from utils import diffusion, pianoroll
-from utils.files import MusicError
+from utils.files import at_least
 from utils.pianoroll import DIFFUSION
 
 WIDTH = DIFFUSION.steps  # columns that the network sees at once
@@ -36,8 +36,7 @@ def paint_masked(network: torch.nn.Module, levels: np.ndarray, free: np.ndarray,
     expects silence. `guidance` is that of `diffusion.paint`. `callback(i, levels)` sees the guess
     of each step. Raises `MusicError` for `repeats` or `sampling_steps` below 1.
     """
-    if repeats < 1:
-        raise MusicError(f"repeats is {repeats}; choose 1 or more")
+    at_least(1, repeats=repeats)
     device = next(network.parameters()).device
     guidance = network.config.guidance if guidance is None else guidance
     alpha_bar, limits = network.schedule(), network.limits
