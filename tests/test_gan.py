@@ -53,7 +53,7 @@ def lesson():
     names = {"keras": keras, "layers": layers, "ops": ops, "tf": tf, "np": np,
              "pianoroll": pianoroll, "ROWS": 106, "COLUMNS": 300, "latent_dim": 14, "seed": 0,
              "levels": np.linspace(180, 220, 1000).astype(np.uint8)}
-    exec(cells_with("def upsample", "QUIET = ", "def with_heads", "def with_loudness",
+    exec(cells_with("def fold", "def upsample", "QUIET = ", "def with_heads", "def to_planes",
                     "def build_generator", "def kinds", "def build_discriminator",
                     "def straight_through", "def augment", "def smooth", "def notes_per_quarter",
                     "def distances", "def variety", "def faults", "def between"), names)
@@ -81,43 +81,76 @@ def test_the_discriminator_sees_whether_a_batch_is_all_the_same_picture(lesson):
     assert alone != pytest.approx(among_others, abs=1e-6)
 
 
-def test_what_the_discriminator_sees_is_what_snap_levels_gives(lesson):
-    import tensorflow as tf
+def test_folding_loses_nothing_and_a_channel_keeps_its_pitch_class(lesson):
+    picture = np.random.default_rng(0).random((2, 106, 300, 2)).astype("float32")
+    folded = np.asarray(lesson["fold"](picture))
+    assert folded.shape == (2, 9, 75, 96)
+    np.testing.assert_array_equal(folded[1, 3, 20].reshape(12, 4, 2), picture[1, 36:48, 80:84])
+    halves = folded.reshape(2, 9, 75, 12, 2, 2, 2).transpose(0, 1, 2, 4, 3, 5, 6)
+    halves = np.pad(halves.reshape(2, 9, 150, 48), ((0, 0), (0, 0), (0, 2), (0, 0)))
+    np.testing.assert_array_equal(lesson["unfold"](halves, 2), picture)
 
-    gray = np.zeros((256, 300), np.uint8)
-    gray[:, 0] = np.arange(256)
-    seen = lesson["straight_through"](tf.constant(gray[None, :, :, None] / 255, tf.float32))
-    np.testing.assert_array_equal((255 * seen.numpy()[0, ..., 0]).round(),
-                                  pianoroll.snap_levels(gray))
+
+def test_what_the_generator_gives_is_what_snap_levels_leaves(lesson):
+    generator = lesson["build_generator"]()
+    brush = generator.get_layer("brush")
+    brush.kernel.assign(100 * brush.kernel)  # loud enough for notes
+    gray = 255 * generator.predict(np.random.default_rng(0).standard_normal((2, 14)), verbose=0)
+    levels = np.round(gray[..., 0]).astype(np.uint8)
+    assert len(np.unique(levels)) > 10, "silence, held and many heads"
+    np.testing.assert_array_equal(levels, pianoroll.snap_levels(levels))
+    np.testing.assert_allclose(gray[..., 0], levels, atol=0.51)
+
+
+def test_both_networks_mean_the_same_by_two_planes(lesson):
+    """What the discriminator reads from a picture is what the generator's paint came to."""
+    paint = np.random.default_rng(0).uniform(0, 1.2, (2, 106, 300, 2)).astype("float32")
+    planes = np.asarray(lesson["to_planes"](paint))
+    gray = np.maximum(planes[..., :1] * (pianoroll.HELD / 255), planes[..., 1:])
+    np.testing.assert_array_equal(lesson["read_planes"](gray), planes)
 
 
 def test_a_tail_sounds_only_behind_a_head(lesson):
-    painted = np.zeros((1, 2, 64, 1), np.float32)
-    painted[0, 0, :8, 0] = [0.25, 0.25, 0, 0.25, 0.25, 0, 0.8, 0.25]
-    painted[0, 1, :32, 0] = [0.9] + 31 * [0.25]
-    kept = np.array(lesson["with_heads"](painted))
-    expected = painted.copy()
+    sounds, starts = np.zeros((2, 1, 2, 64, 1), np.float32)
+    sounds[0, 0, :8, 0], starts[0, 0, 6] = [1, 1, 0, 1, 1, 0, 1, 1], 1
+    sounds[0, 1, :32, 0], starts[0, 1, 0] = 1, 1
+    kept = np.array(lesson["with_heads"](sounds, starts))
+    expected = sounds.copy()
     expected[0, 0, 3:5] = 0  # the first tail began before the picture and stays
     np.testing.assert_array_equal(kept, expected)
 
 
-def test_the_gradient_passes_the_snapping_but_not_outwards(lesson):
+def test_the_gradient_passes_the_decision_but_not_outwards(lesson):
     import tensorflow as tf
 
-    paint = tf.reshape(tf.constant([-2.0, -2.0, 0.1, 0.5, 3.0, 3.0] + 58 * [0.0]), [1, 1, 64, 1])
-    wish = tf.constant([1.0, -1.0, 1.0, -1.0, 1.0, -1.0] + 58 * [0.0])  # descent goes against it
+    paint = tf.constant([-2.0, -2.0, 0.1, 0.5, 3.0, 3.0])
+    wish = tf.constant([1.0, -1.0, 1.0, -1.0, 1.0, -1.0])  # descent goes against it
     with tf.GradientTape() as tape:
         tape.watch(paint)
-        loss = tf.reduce_sum(wish * tf.reshape(lesson["straight_through"](paint), [-1]))
-    gradient = np.ravel(tape.gradient(loss, paint))
-    np.testing.assert_allclose(gradient[:6], [0, -1, 1, -1, 1, 0])
+        decided = lesson["straight_through"](paint)
+        loss = tf.reduce_sum(wish * decided)
+    np.testing.assert_array_equal(decided, [0, 0, 0, 0, 1, 1])
+    np.testing.assert_allclose(tape.gradient(loss, paint), [0, -1, 1, -1, 1, 0])
 
 
-def test_heads_take_the_loudness_of_the_data_and_tails_stay(lesson):
-    gray = np.array([0, 50, 64, 97, 176, 255], np.float32) / 255
-    loud = 255 * np.asarray(lesson["with_loudness"](gray))
-    np.testing.assert_allclose(loud[:3], [0, 50, 64], atol=0.01)
-    np.testing.assert_allclose(loud[3:], [182, 200, 218], atol=1.5)
+def test_a_silent_pixel_is_told_that_a_note_is_wanted(lesson):
+    import tensorflow as tf
+
+    paint = tf.constant(np.tile([0.2, 0.9], (1, 106, 300, 1)), tf.float32)  # would be a head
+    with tf.GradientTape() as tape:
+        tape.watch(paint)
+        planes = lesson["to_planes"](paint, lesson["straight_through"])
+        heads = tf.reduce_sum(planes[..., 1])
+    gradient = tape.gradient(heads, paint).numpy()
+    assert heads == 0 and (gradient[..., 0] > 0.5).all() and (gradient[..., 1] == 0).all()
+
+
+def test_heads_take_the_loudness_of_the_data_and_tails_have_none(lesson):
+    paint = np.float32([[0.2, 0.9], [0.6, 0.4], [0.6, 0.51], [0.6, 0.75], [0.6, 1.5]])
+    loud = 255 * np.asarray(lesson["to_planes"](paint.reshape(1, 1, 5, 2).repeat(40, axis=2)))
+    loud = loud[0, 0, ::40, 1]
+    np.testing.assert_allclose(loud[:2], [0, 0])
+    np.testing.assert_allclose(loud[2:], [182, 200, 218], atol=1.5)
 
 
 def test_augment_moves_notes_and_keeps_them(lesson):
