@@ -53,7 +53,9 @@ def lesson():
     names = {"keras": keras, "layers": layers, "ops": ops, "tf": tf, "np": np,
              "pianoroll": pianoroll, "ROWS": 106, "COLUMNS": 300, "latent_dim": 14, "seed": 0,
              "levels": np.linspace(180, 220, 1000).astype(np.uint8)}
-    exec(cells_with("def fold", "def upsample", "QUIET = ", "def with_heads", "def to_planes",
+    exec(cells_with("def fold", "def unfold", "def spread", "def upsample", "QUIET = ", "def later",
+                    "def with_heads", "SOFT, LOUD = ", "def to_planes", "def read_planes",
+                    "def batch_spread",
                     "def build_generator", "def kinds", "def build_discriminator",
                     "def straight_through", "def augment", "def smooth", "def notes_per_quarter",
                     "def distances", "def variety", "def faults", "def between"), names)

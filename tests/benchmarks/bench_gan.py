@@ -54,7 +54,9 @@ def notebook_networks():
     """The two networks and the GAN of notebook 03, as its cells define them."""
     path = ROOT / "notebooks" / "03_train_gan_tf.ipynb"
     cells = [c.source for c in nbformat.read(path, 4).cells if c.cell_type == "code"]
-    marks = ("def fold", "def upsample", "QUIET = ", "def with_heads", "def to_planes",
+    marks = ("def fold", "def unfold", "def spread", "def upsample", "QUIET = ", "def later",
+             "def with_heads", "SOFT, LOUD = ", "def to_planes", "def read_planes",
+             "def batch_spread",
              "def build_generator", "def painter_of", "def build_discriminator", "def augment",
              "def straight_through", "def discriminator_loss", "def r1", "class GAN",
              "def discriminator_gradients")
