@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import numpy as np
@@ -220,6 +221,32 @@ def music(count, seed=0, notes=200):
     return levels
 
 
+def test_balance_sharpens_the_judge_and_ends_the_game_only_after_that(lesson, tmp_path):
+    import keras
+    from tqdm import tqdm
+
+    names = lesson | {"gan": SimpleNamespace(penalty_weight=keras.Variable(0.3)), "log": [],
+                      "penalty_weight": 0.3, "fixed_z": None, "average": None, "levels": music(8),
+                      "so_far": {"sharpness": 1, "sharpened_at": 0}, "SHARPEST": 16,
+                      "paint": lambda *_: np.zeros((8, 106, 300), np.uint8),
+                      "files": files, "sys": sys, "tqdm": tqdm}
+    exec(cells_with("class Equilibrium"), names)
+    callback, sharpened_at = names["Equilibrium"](), []
+    callback.set_model(SimpleNamespace(stop_training=False))
+    while len(names["log"]) < 3000 and not callback.model.stop_training:
+        names["log"].append({"p_real": 0.52, "p_fake": 0.48})
+        before = names["so_far"]["sharpness"]
+        callback.on_train_batch_end(0)
+        if names["so_far"]["sharpness"] > before:
+            sharpened_at.append(len(names["log"]))
+        if len(names["log"]) == 400:  # silent pictures until here: no equilibrium at all
+            assert not sharpened_at
+            names["paint"] = lambda *_: music(8, seed=1)
+    assert sharpened_at == [450, 650, 850, 1050], "each judge gets two hundred steps"
+    assert len(names["log"]) == 1250 and "sharpest" in callback.reason
+    assert float(names["gan"].penalty_weight) == pytest.approx(0.3 / 16)
+
+
 def test_faults_are_said_in_words_with_what_to_try(lesson):
     faults, data = lesson["faults"], music(8)
     assert faults(music(8, seed=1), data) == []
@@ -249,7 +276,8 @@ def game(tmp_path):
              "variables": lambda: [weight], "weight": weight, "about": {"seed": 0, "pictures": [3]},
              "log": [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.25}],
              "film": [np.zeros((106, 300), np.uint8)],
-             "so_far": {"seconds": 2.5, "seconds_saved": 0.0, "blocks": 4}}
+             "gan": SimpleNamespace(penalty_weight=keras.Variable(0.4)), "penalty_weight": 0.4,
+             "so_far": {"seconds": 2.5, "seconds_saved": 0.0, "blocks": 4, "sharpness": 8}}
     exec(cells_with("def not_a_number", "def save_state", "def load_state"), names)
     return names
 
@@ -264,6 +292,7 @@ def test_a_state_comes_back_whole(game):
     game["load_state"]()
     assert (game["log"], game["so_far"]) == saved and saved[1]["blocks"] == 4
     assert len(game["film"]) == 1 and np.all(game["weight"].numpy() == 1)
+    assert float(game["gan"].penalty_weight) == pytest.approx(0.05), "an eighth: a sharp judge"
 
 
 def test_a_state_of_another_run_is_refused(game):

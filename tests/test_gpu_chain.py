@@ -32,14 +32,31 @@ def test_figures_are_those_of_the_run(run):
 
 def test_a_figure_outside_its_tolerance_is_named(run):
     stored = gpu_chain.figures_of(run)
-    assert gpu_chain.differences(stored | {"loss, quarter 4": 1.57}, stored) == []
-    (line,) = gpu_chain.differences(stored | {"loss, quarter 4": 1.6}, stored)
+    assert gpu_chain.differences(stored | {"loss, quarter 4": 1.57}, stored, False) == []
+    (line,) = gpu_chain.differences(stored | {"loss, quarter 4": 1.6}, stored, False)
     assert line.startswith("loss, quarter 4: 1.6, stored 1.5")
-    (line,) = gpu_chain.differences(stored | {"frechet of gan": 31}, stored)
+    (line,) = gpu_chain.differences(stored | {"frechet of gan": 31}, stored, False)
     assert line.startswith("frechet of gan")
     del stored["overlap of gan"]
     found = gpu_chain.figures_of(run)
-    assert gpu_chain.differences(found, stored) == ["overlap of gan: not stored"]
+    assert gpu_chain.differences(found, stored, False) == ["overlap of gan: not stored"]
+
+
+def test_figures_of_a_cpu_are_a_floor(run):
+    floor = gpu_chain.figures_of(run)
+    better = floor | {"loss, quarter 4": 0.1, "frechet of diffusion": 1.0, "overlap of gan": 0.99}
+    assert gpu_chain.differences(better, floor, True) == []
+    assert len(gpu_chain.differences(better, floor, False)) == 3
+    (line,) = gpu_chain.differences(floor | {"overlap of diffusion": 0.5}, floor, True)
+    assert line == "overlap of diffusion: 0.5, stored 0.9, may be worse by a factor of 1.1"
+
+
+def test_a_run_on_a_cpu_becomes_the_floor(run, monkeypatch, tmp_path):
+    monkeypatch.setattr(gpu_chain, "ROOT", tmp_path)
+    monkeypatch.setattr(gpu_chain, "STORED", tmp_path / "figures.json")
+    assert gpu_chain.main(["--floor", str(run)]) == 0
+    stored = json.loads(gpu_chain.STORED.read_text())
+    assert stored["device"] == gpu_chain.CPU and stored["figures"] == gpu_chain.figures_of(run)
 
 
 def test_speed_and_gan_are_compared_on_like_hardware_alone(run):
@@ -72,7 +89,7 @@ def test_on_a_gpu_it_runs_the_chain_and_compares(run, monkeypatch, tmp_path, cap
     assert gpu_chain.main([]) == gpu_chain.NOTHING_STORED
     assert gpu_chain.main(["--store"]) == 0
     assert gpu_chain.main([]) == 0
-    assert "all figures are those stored on a GPU" in capsys.readouterr().out
+    assert "nothing differs from the figures of a GPU" in capsys.readouterr().out
     stored = json.loads(gpu_chain.STORED.read_text())
     stored["figures"]["overlap of diffusion"] = 0.7
     stored["figures"]["frechet of gan"] = 9e9  # from the CPU: how far it came depends on the clock
