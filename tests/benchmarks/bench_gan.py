@@ -82,7 +82,7 @@ def macs(model):
 
 def per_second(step, pictures, seconds=15):
     """Pictures a second over some calls; the first, which compiles, counts only if it is long."""
-    start_s, calls = time.perf_counter(), 1
+    start_s = time.perf_counter()
     step()
     if (took_s := time.perf_counter() - start_s) > 4 * seconds:
         return pictures / took_s
