@@ -60,9 +60,12 @@ def differences(found: dict[str, float], stored: dict[str, float], floor: bool) 
              for name in sorted(found.keys() ^ stored.keys())]
     for name in sorted(found.keys() & stored.keys()):
         factor = next(value for kind, value in FACTORS.items() if name.startswith(kind))
-        ratio = found[name] / stored[name]
-        worse = 1 / ratio if name.startswith("overlap") else ratio
-        if not (0 if floor else 1 / factor) <= worse <= factor:
+        low, high = stored[name] / factor, stored[name] * factor
+        if floor and name.startswith("overlap"):
+            high = float("inf")
+        elif floor:
+            low = 0
+        if not low <= found[name] <= high:
             lines.append(f"{name}: {found[name]:.4g}, stored {stored[name]:.4g}, may "
                          f"{'be worse' if floor else 'differ'} by a factor of {factor}")
     return lines
