@@ -609,7 +609,7 @@ def test_256_bars_are_painted_on_a_canvas_of_one_width(network, monkeypatch):
     for bars in (32, 256):
         complete.paint_bars(network, np.zeros((128, 0), np.uint8), 0, 16 * bars, open_end=True,
                             sampling_steps=1, repeats=1)
-    assert max(widths) == 128 + 64 and len(widths) == 8 + 64
+    assert max(widths) == 128 + 64 + 16 and len(widths) == 8 + 64
 
 
 PEAK = """
@@ -644,3 +644,25 @@ def test_a_note_is_held_from_stretch_to_stretch_and_no_tail_is_left_alone(monkey
     monkeypatch.setattr(complete, "paint_masked", endless)
     levels = complete.paint_bars(None, np.zeros((128, 0), np.uint8), 0, 512, open_end=True)
     assert notes_of(Picture(levels)).tolist() == [[0, 512, 60, 72]]
+
+
+def test_a_stretch_decides_how_the_notes_that_it_leaves_sounding_go_on(monkeypatch):
+    """The first paints a note over its end, up to column 70; the second would never end it."""
+    def painter(network, canvas, free, **options):
+        painted = canvas.copy()
+        if canvas.any():
+            painted[60][free[60]] = HELD
+        else:
+            painted[60, 60], painted[60, 61:70] = 200, HELD
+        return painted
+
+    monkeypatch.setattr(complete, "paint_masked", painter)
+    levels = complete.paint_bars(None, np.zeros((128, 0), np.uint8), 0, 128, open_end=True)
+    assert notes_of(Picture(levels)).tolist() == [[60, 10, 60, 72]]
+
+
+def test_an_ending_is_the_tails_and_the_pixel_after():
+    levels = np.array([[HELD, HELD, 0, HELD], [0, HELD, 0, 0], [200, HELD, 0, 0], [HELD] * 4])
+    found = complete.endings(levels.astype(np.uint8), np.array([True, True, True, False]))
+    assert found.tolist() == [[True, True, True, False], [True] + 3 * [False],
+                              [True] + 3 * [False], 4 * [False]]

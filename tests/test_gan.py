@@ -105,12 +105,13 @@ def test_what_the_generator_gives_is_what_snap_levels_leaves(lesson):
     np.testing.assert_allclose(gray[..., 0], levels, atol=0.51)
 
 
-def test_both_networks_mean_the_same_by_two_planes(lesson):
+def test_both_networks_mean_the_same_by_three_planes(lesson):
     """What the discriminator reads from a picture is what the generator's paint came to."""
-    paint = np.random.default_rng(0).uniform(0, 1.2, (2, 106, 300, 2)).astype("float32")
+    paint = np.random.default_rng(0).uniform(0, 1.2, (2, 106, 300, 3)).astype("float32")
     planes = np.asarray(lesson["to_planes"](paint))
-    gray = np.maximum(planes[..., :1] * (pianoroll.HELD / 255), planes[..., 1:])
-    np.testing.assert_array_equal(lesson["read_planes"](gray), planes)
+    read = np.asarray(lesson["read_planes"](lesson["to_gray"](planes)))
+    np.testing.assert_array_equal(read[..., :2], planes[..., :2])
+    np.testing.assert_allclose(read[..., 2], planes[..., 2], atol=1e-5)
 
 
 def test_a_tail_sounds_only_behind_a_head(lesson):
@@ -139,7 +140,7 @@ def test_the_gradient_passes_the_decision_but_not_outwards(lesson):
 def test_a_silent_pixel_is_told_that_a_note_is_wanted(lesson):
     import tensorflow as tf
 
-    paint = tf.constant(np.tile([0.2, 0.9], (1, 106, 300, 1)), tf.float32)  # would be a head
+    paint = tf.constant(np.tile([0.2, 0.9, 0.0], (1, 106, 300, 1)), tf.float32)  # would be a head
     with tf.GradientTape() as tape:
         tape.watch(paint)
         planes = lesson["to_planes"](paint, lesson["straight_through"])
@@ -149,11 +150,21 @@ def test_a_silent_pixel_is_told_that_a_note_is_wanted(lesson):
 
 
 def test_heads_take_the_loudness_of_the_data_and_tails_have_none(lesson):
-    paint = np.float32([[0.2, 0.9], [0.6, 0.4], [0.6, 0.51], [0.6, 0.75], [0.6, 1.5]])
-    loud = 255 * np.asarray(lesson["to_planes"](paint.reshape(1, 1, 5, 2).repeat(40, axis=2)))
-    loud = loud[0, 0, ::40, 1]
-    np.testing.assert_allclose(loud[:2], [0, 0])
-    np.testing.assert_allclose(loud[2:], [182, 200, 218], atol=1.5)
+    paint = np.float32([[0.2, 0.9, 9], [0.6, 0.4, 9], [0.6, 0.6, -9], [0.6, 0.6, 0], [0.6, 0.6, 9]])
+    planes = lesson["to_planes"](paint.reshape(1, 1, 5, 3).repeat(40, axis=2))
+    gray = 255 * np.asarray(lesson["to_gray"](planes))[0, 0, ::40, 0]
+    np.testing.assert_allclose(gray, [0, 0, 180, 200, 220], atol=1.5)  # no tail without a head
+
+
+def test_the_loudness_of_a_head_can_be_learned(lesson):
+    import tensorflow as tf
+
+    paint = tf.constant(np.tile([0.9, 0.9, 0.1], (1, 106, 300, 1)), tf.float32)
+    with tf.GradientTape() as tape:
+        tape.watch(paint)
+        planes = lesson["to_planes"](paint, lesson["straight_through"])
+        loudness = tf.reduce_sum(planes[..., 2])
+    assert (tape.gradient(loudness, paint).numpy()[..., 2] > 0.9).all()
 
 
 def test_augment_moves_notes_and_keeps_them(lesson):

@@ -11,7 +11,7 @@ import torch
 
 from utils import diffusion, pianoroll
 from utils.files import at_least
-from utils.pianoroll import DIFFUSION
+from utils.pianoroll import DIFFUSION, HELD
 
 WIDTH = DIFFUSION.steps  # columns that the network sees at once
 STRETCH = WIDTH // 2  # columns painted at once: half of what is seen is then known
@@ -128,11 +128,12 @@ def paint_bars(network: torch.nn.Module, kept: np.ndarray, begin: int, end: int,
 
     From left to right, `chunk` columns at a time, each with up to a window of what lies before it:
     memory for painting does not grow with the length. A longer stretch would hardly listen to what
-    is known: where a whole window is free, noise alone decides on a key. Only the last stretch sees
-    what lies after `end`. `hop` is the length of a bar. `open_end`: the music goes on after `end`;
-    otherwise what lies there, or silence, is known. `levels` are what a `strength` below 1 begins
-    with. More `options` are those of `paint_masked`. A new tail has a new head: no other would
-    sound.
+    is known: where a whole window is free, noise alone decides on a key. A stretch is painted with
+    a bar more, of which only `endings` stay: how the notes that it leaves sounding go on. Only the
+    last one sees what lies after `end`. `hop` is the length of a bar. `open_end`: the music goes on
+    after `end`; otherwise what lies there, or silence, is known. `levels` are what a `strength`
+    below 1 begins with. More `options` are those of `paint_masked`. A new tail has a new head: no
+    other would sound.
     """
     kept = np.pad(kept, ((0, 0), (0, max(end - kept.shape[1], 0))))
     result = kept.copy()
@@ -140,22 +141,38 @@ def paint_bars(network: torch.nn.Module, kept: np.ndarray, begin: int, end: int,
         result[:] = 0
         result[:, : levels.shape[1]] = levels[:, : kept.shape[1]]
     chunk = max(chunk // hop, 1) * hop
+    settled = kept > 0
     for number, first in enumerate(range(begin, end, chunk)):
         last = min(first + chunk, end)
         left = first - (min(first, WIDTH) // hop * hop or first)
-        right = last if last < end or open_end else last + WIDTH
+        until = min(last + hop, end)
+        right = until if last < end or open_end else last + WIDTH
         canvas = np.zeros((len(kept), max(right - left, WIDTH)), np.uint8)
         there = result[:, left : min(right, left + canvas.shape[1])]
         canvas[:, : there.shape[1]] = there
         free = np.zeros(canvas.shape, bool)
-        free[:, first - left : last - left] = kept[:, first:last] == 0
+        free[:, first - left : until - left] = ~settled[:, first:until]
         free[:, right - left :] = True
         noise = (seed + 1_000_003 * number) % 2**32
         painted = paint_masked(network, canvas, free, seed=noise, hop=hop, **options)
-        new = np.where(kept[:, first:last] > 0, 0, painted[:, first - left : last - left])
+        painted = painted[:, first - left : until - left]
+        new = np.where(kept[:, first:last] > 0, 0, painted[:, : last - first])
         before = np.zeros((len(kept), 1), np.uint8)  # a tail may go on from the last stretch alone
         if first > begin:
             before = np.where(kept[:, first - 1 : first] > 0, 0, result[:, first - 1 : first])
         new = diffusion.without_lost_tails(np.concatenate([before, new], axis=1))[:, 1:]
         result[:, first:last] = np.where(kept[:, first:last] > 0, kept[:, first:last], new)
+        going_on = endings(painted[:, last - first :], new[:, -1] > 0) & ~settled[:, last:until]
+        result[:, last:until][going_on] = painted[:, last - first :][going_on]
+        settled[:, last:until] |= going_on
     return result
+
+
+def endings(levels: np.ndarray, sounding: np.ndarray) -> np.ndarray:
+    """Where notes that are `sounding`, bool `[128]`, before the first column of `levels`, uint8
+    `[128, W]`, go on, and the pixel after, which ends them: bool `[128, W]`."""
+    found = np.zeros(levels.shape, bool)
+    for step in range(levels.shape[1]):
+        found[:, step] = sounding
+        sounding = sounding & (levels[:, step] == HELD)
+    return found

@@ -8,6 +8,8 @@ reach that cost. Its discriminator is taken as five strided convolutions. Both a
 run, on this machine, in 32 bits, each with the batch that suits it.
 """
 
+import contextlib
+import io
 import os
 import sys
 import time
@@ -64,8 +66,9 @@ def notebook_networks():
              "pianoroll": pianoroll, "ROWS": 106, "COLUMNS": 300, "latent_dim": 14, "seed": 0,
              "penalty_weight": 1.0, "levels": np.full([1, 106, 300], 180, np.uint8),
              "to_network": lambda levels: tf.cast(levels, tf.float32)[..., None] / 255}
-    for mark in marks:
-        exec(next(source for source in cells if mark in source), names)
+    with contextlib.redirect_stdout(io.StringIO()):  # what the lesson shows
+        for mark in marks:
+            exec(next(source for source in cells if mark in source), names)
     return names
 
 
