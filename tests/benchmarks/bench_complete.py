@@ -22,6 +22,7 @@ MODEL = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "data" / "models"
 COUNT = int(sys.argv[2]) if len(sys.argv) > 2 else 6
 BARS = int(sys.argv[3]) if len(sys.argv) > 3 else 256
 SCALES = [np.roll(metrics.MAJOR, tonic) for tonic in range(12)]
+REPEATS = 6  # as in notebook 08
 BLANK = np.zeros((128, 0), np.uint8)
 SEAMS = {3: (3, 6, 9, 15, 18, 21), 4: (4, 8, 16, 20)}  # bars to a stretch: lines where one begins
 
@@ -63,8 +64,8 @@ def suits(network, files, control, repeats):
 
 def written(network, bars, seed=0, chunk=complete.STRETCH):
     """A piece from nothing, as the notes that would be saved: uint8 [128, 16 bars]."""
-    levels = complete.paint_bars(network, BLANK, 0, 16 * bars, open_end=True, repeats=2, seed=seed,
-                                 chunk=chunk, density=network.config.mean[0] / 2)
+    levels = complete.paint_bars(network, BLANK, 0, 16 * bars, open_end=True, repeats=REPEATS,
+                                 seed=seed, chunk=chunk, density=network.config.mean[0] / 2)
     return heard(levels)
 
 
@@ -134,6 +135,6 @@ if __name__ == "__main__":
           f"{memory_mib() - before:.0f} MiB; silent bars {silent_bars(levels, 16):.3f}")
     files = [Path(p.path) for p in pieces.choose_pieces("builtin") if p.split == "valid"][:COUNT]
     control = metrics.notes_of_set(diffusion.paint(network, 16), 0)[:, 3]
-    for repeats in (1, 4):
+    for repeats in (1, REPEATS):
         suits(network, files, control, repeats)
     seams(network, max(COUNT, 16))
