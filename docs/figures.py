@@ -1,7 +1,8 @@
 """Make what the README shows, from what runs left: python docs/figures.py [MUSIC TRAINED ...]
 
-MUSIC (runs/music) is a run of `make music`: three pictures of each model, and their sound. The
-films come from the runs that TRAINED the weights, where they are given.
+MUSIC (runs/music) is a run of 04, 05, 06 and, with `-p 08.mode infill`, 08: three pictures of each
+model, their sound, and a piece with new bars. The films come from the runs that TRAINED the
+weights, where they are given.
 """
 
 import shutil
@@ -48,6 +49,8 @@ def main(music: str = "runs/music", *trained: str) -> None:
     made = []
     for name in ("diffusion", "gan"):
         made += [draw(Path(music), name), *record(Path(music), name)]
+    for completed in sorted((Path(music) / "midi" / "complete").glob("*_infill_*.png"))[:1]:
+        made.append(Path(shutil.copy(completed, ROOT / "docs" / "completed.png")))
     for folder in trained:
         for film in FILMS:
             if (Path(folder) / "figures" / film).is_file():

@@ -128,6 +128,24 @@ def test_guidance_multiplies_what_the_others_say_and_keeps_how_much_sounds(netwo
     torch.testing.assert_close(often, before, rtol=2e-3, atol=1e-6)
 
 
+@given(st.integers(0, 2**31), st.floats(-12, 6), st.sampled_from([1.0, 2.0]))
+@settings(max_examples=10, deadline=None)
+def test_what_is_known_is_certain(network, seed, level, guidance):
+    """Any pixels may be known: they come back as they are, and cost no loss."""
+    x_t, log_snr, x_0 = noised(network, level)
+    known = torch.rand(3, 1, 128, 128, generator=torch.Generator().manual_seed(seed)) < 0.5
+    with torch.no_grad():
+        x_t = torch.where(known, x_0, x_t)
+        guess = network.x_0(x_t, log_snr, guidance, known)
+        logits, _ = network(x_t, log_snr, guidance, known)
+    same = known.expand_as(guess)
+    torch.testing.assert_close(guess[same], x_0[same], rtol=0, atol=1e-4)
+    assert not torch.equal(guess[~same], x_0[~same])
+    target = (network.planes(x_0) > 0.25).float()
+    loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    assert loss[same].max() < 1e-6
+
+
 def test_a_guess_lies_within_the_limits(network):
     low, high = network.limits
     for level in (-12, -3, 0, 8):

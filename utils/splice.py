@@ -22,7 +22,7 @@ STEPS_PER_BEAT = 4
 WIDTH = DIFFUSION.steps  # columns that the network sees at once
 LONGEST_S, MOST_BARS = 3600, 2000
 LIMITS = {"bars": (1, MOST_BARS), "first_bar": (0, 100_000), "strength": (0, 1),
-          "sampling_steps": (1, 1000), "repeats": (1, 100), "seed": (0, 2**32 - 1)}
+          "sampling_steps": (1, 1000), "seed": (0, 2**32 - 1)}
 DRUMS = 9
 NEVER = 2**40  # the tick at which a note ends that is never released
 

@@ -222,18 +222,26 @@ class UNet(nn.Module):
         loudness = self.config.onset_mean + trust * (seen - self.config.onset_mean)
         return logits.clamp(-LOGIT_LIMIT, LOGIT_LIMIT), loudness
 
-    def forward(self, x_t: Tensor, log_snr: Tensor, guidance: float = 1.0
-                ) -> tuple[Tensor, Tensor]:
+    def forward(self, x_t: Tensor, log_snr: Tensor, guidance: float = 1.0,
+                known: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """x_t `[B, 2, 128, 128]`, log_snr `[B]` -> logits `[B, 2, …]`, loudness `[B, 1, …]`.
 
-        The logits say "a note sounds" and "a note starts"; loudness is plane 1 if one does. The
+        Where `known`, bool that broadcasts to them, x_t is x_0 itself: the logits are certain. They
+        say "a note sounds" and "a note starts"; loudness is plane 1 if one does. The
         network adds to the pixel's own evidence what it makes of all the other pixels, `guidance`
         times: above 1, samples agree better and vary less. It is autoguidance (Karras et al. 2024,
         arXiv:2406.02507), the pixel alone being the worse version of the network to lead away from.
         It decides which notes sound, not how many: the mean probability of each plane is kept.
         """
         logits, loudness = self.evidence(x_t, log_snr)
+        if known is not None:
+            planes = self.planes(x_t)
+            certain = torch.where(planes > HELD / 510, LOGIT_LIMIT, -LOGIT_LIMIT)
+            logits = torch.where(known, certain, logits)
+            loudness = torch.where(known, planes[:, 1:], loudness)
         change = self.context(torch.cat([x_t, 2 * torch.sigmoid(logits)], dim=1), log_snr).float()
+        if known is not None:
+            change = change.masked_fill(known, 0)
         fair = logits + change[:, :2]
         if guidance != 1:
             mean = torch.sigmoid(fair).mean(dim=(2, 3), keepdim=True)
@@ -258,9 +266,10 @@ class UNet(nn.Module):
         out = unfold(self.head(F.silu(self.norm(h))))[:, :, : x.shape[2] - low]
         return F.pad(out, (0, 0, low, x.shape[2] - low - out.shape[2]))
 
-    def x_0(self, x_t: Tensor, log_snr: Tensor, guidance: float = 1.0) -> Tensor:
+    def x_0(self, x_t: Tensor, log_snr: Tensor, guidance: float = 1.0,
+            known: Tensor | None = None) -> Tensor:
         """The expected x_0, standardised: the best guess in the sense of least squares."""
-        logits, loudness = self(x_t, log_snr, guidance)
+        logits, loudness = self(x_t, log_snr, guidance, known)
         sounding, onset = torch.sigmoid(logits).chunk(2, dim=1)
         loudness = loudness.clamp((ONSET + 1) / 255, 1)
         return self.standardise(torch.cat([sounding, onset * loudness], dim=1))

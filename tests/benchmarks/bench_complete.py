@@ -1,10 +1,12 @@
 """How well new bars suit a piece: key, silence, seams, memory. With the trained network.
 
-Run from the repository root: python tests/benchmarks/bench_complete.py [MODELS] [PIECES] [BARS]
-MODELS is a folder with diffusion.safetensors, PIECES how many are continued and written (at least
-16 are written to look at the seams), BARS the length of the long one.
+Run from the repository root:
+python tests/benchmarks/bench_complete.py [MODELS] [MIDI] [PIECES] [BARS]
+MODELS is a folder with diffusion.safetensors, MIDI one of pieces to complete (else the built-in
+corpus' held-out ones), PIECES how many at most, BARS the length of the long one.
 """
 
+import itertools
 import resource
 import sys
 import time
@@ -19,10 +21,10 @@ from utils.pianoroll import HELD, Picture, notes_of, paint
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "data" / "models"
-COUNT = int(sys.argv[2]) if len(sys.argv) > 2 else 6
-BARS = int(sys.argv[3]) if len(sys.argv) > 3 else 256
+MIDI = sys.argv[2] if len(sys.argv) > 2 else ""
+COUNT = int(sys.argv[3]) if len(sys.argv) > 3 else 24
+BARS = int(sys.argv[4]) if len(sys.argv) > 4 else 256
 SCALES = [np.roll(metrics.MAJOR, tonic) for tonic in range(12)]
-REPEATS = 6  # as in notebook 08
 BLANK = np.zeros((128, 0), np.uint8)
 SEAMS = {3: (3, 6, 9, 15, 18, 21), 4: (4, 8, 16, 20)}  # bars to a stretch: lines where one begins
 
@@ -37,35 +39,56 @@ def silent_bars(levels, bar):
     return np.mean([not levels[:, at : at + bar].any() for at in range(0, levels.shape[1], bar)])
 
 
-def suits(network, files, control, repeats):
+def held_out(count):
+    """Pieces of at least 16 bars. Of a folder the last ones by name: POP909's are held out."""
+    if MIDI:
+        files = sorted(Path(MIDI).rglob("*.mid"), reverse=True)
+    else:
+        files = [p.path for p in pieces.choose_pieces("builtin") if p.split == "valid"]
+    opened = (splice.open_midi(path) for path in files)
+    long_enough = (piece for piece in opened if piece.picture.levels.shape[1] >= 256)
+    return list(itertools.islice(long_enough, count))
+
+
+def completed(network, piece, mode, seed):
+    """Eight bars in the middle or after the end: columns, what is kept, the new notes. Bars of a
+    beat, as in POP909, count as a quarter of one."""
+    bars = 8 if piece.steps_per_bar > 8 else 128 // piece.steps_per_bar
+    begin, end = splice.choose_bars(piece, mode, bars)
+    kept = splice.kept_levels(piece, begin, end)
+    painted = complete.paint_bars(network, kept, begin, end, hop=piece.steps_per_bar, seed=seed,
+                                  open_end=mode == "continue",
+                                  density=splice.density(kept, begin, end))
+    return begin, end, kept, splice.new_notes(painted, kept, begin, end)
+
+
+def suits(network, chosen, control):
     """For both modes: in-key rates of the new bars, and what stood there or elsewhere before."""
     for mode in ("continue", "infill"):
         rows, start_s = [], time.perf_counter()
-        for number, path in enumerate(files):
-            piece = splice.open_midi(path)
-            begin, end = splice.choose_bars(piece, mode, 8)
-            kept = splice.kept_levels(piece, begin, end)
-            painted = complete.paint_bars(network, kept, begin, end, hop=piece.steps_per_bar,
-                                          open_end=mode == "continue", repeats=repeats, seed=number,
-                                          density=splice.density(kept, begin, end) / 2)
-            notes = splice.new_notes(painted, kept, begin, end)
+        for number, piece in enumerate(chosen):
+            begin, end, kept, notes = completed(network, piece, mode, number)
             new, shown = notes[:, 2], paint(notes, 128, end)[:, begin:]
             old = notes_of(Picture(kept))[:, 2]
             scale = max(SCALES, key=lambda scale: in_key(old, scale))
-            rows.append([in_key(new, scale), in_key(old, scale), in_key(control, scale),
-                         silent_bars(shown, piece.steps_per_bar), len(new) / 8,
-                         len(old) / piece.bars])
-        new, old, unasked, silent, density, before = np.nanmean(rows, axis=0)
-        print(f"{mode:9s} repeats {repeats}: in key {new:.3f}, the piece {old:.3f}, without it "
-              f"{unasked:.3f}; silent bars {silent:.3f}; notes a bar {density:.1f}, the piece "
-              f"{before:.1f}; {(time.perf_counter() - start_s) / len(files):.1f} s each",
-              flush=True)
+            whole = kept.shape[1] - (end - begin)
+            near = notes_of(Picture(kept[:, max(begin - 128, 0) : begin]))[:, 2]
+            rows.append([in_key(new, scale), in_key(near, scale), in_key(old, scale),
+                         in_key(control, scale),
+                         silent_bars(shown, 16), 16 * len(new) / (end - begin),
+                         16 * len(old) / whole, abs(new.mean() - old.mean())])
+        new, near, old, unasked, silent, density, before, away = np.nanmean(rows, axis=0)
+        each_s = (time.perf_counter() - start_s) / len(rows)
+        print(f"{mode:9s}{len(rows)} pieces: in key {new:.3f}, the bars before {near:.3f}, "
+              f"the piece {old:.3f}, without it {unasked:.3f}; silent bars {silent:.3f}; "
+              f"notes a bar {density:.1f}, the piece {before:.1f}; mean pitch {away:.1f} "
+              f"semitones from the piece's; {each_s:.1f} s each", flush=True)
 
 
-def written(network, bars, seed=0, chunk=complete.STRETCH):
+def written(network, bars, seed=0, longest=complete.STRETCH):
     """A piece from nothing, as the notes that would be saved: uint8 [128, 16 bars]."""
-    levels = complete.paint_bars(network, BLANK, 0, 16 * bars, open_end=True, repeats=REPEATS,
-                                 seed=seed, chunk=chunk, density=network.config.mean[0] / 2)
+    levels = complete.paint_bars(network, BLANK, 0, 16 * bars, open_end=True, seed=seed,
+                                 longest=longest, density=network.config.mean[0])
     return heard(levels)
 
 
@@ -120,6 +143,21 @@ def seams(network, count):
     compare("hard joins", hard[:, [7, 15]], found[3][:, [7, 15]])
 
 
+def joins(network, chosen):
+    """Bar lines where eight new bars begin and end in the middle of pieces, beside those between
+    the new bars, and beside the same lines in the pieces as they were."""
+    found = []
+    for number, piece in enumerate(chosen):
+        if set(np.diff(piece.bar_lines)) <= {4, 16}:
+            begin, end, kept, notes = completed(network, piece, "infill", number)
+            new = np.maximum(kept, paint(notes, 128, kept.shape[1]))
+            found.append([lines_of(levels[:, begin - 16 : end + 16])
+                          for levels in (new, piece.picture.levels)])
+    new, old = np.array(found).swapaxes(0, 1)  # [pieces, 9 lines, 5]
+    compare("infill", new[:, [0, 8]], new[:, 1:8])
+    compare("as it was", old[:, [0, 8]], old[:, 1:8])
+
+
 def memory_mib():
     """The most that this process has used so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -133,8 +171,8 @@ if __name__ == "__main__":
     levels = written(network, BARS)
     print(f"{BARS} bars: {time.perf_counter() - start_s:.0f} s, memory grew by "
           f"{memory_mib() - before:.0f} MiB; silent bars {silent_bars(levels, 16):.3f}")
-    files = [Path(p.path) for p in pieces.choose_pieces("builtin") if p.split == "valid"][:COUNT]
+    chosen = held_out(COUNT)
     control = metrics.notes_of_set(diffusion.paint(network, 16), 0)[:, 3]
-    for repeats in (1, REPEATS):
-        suits(network, files, control, repeats)
-    seams(network, max(COUNT, 16))
+    suits(network, chosen, control)
+    joins(network, chosen)
+    seams(network, COUNT)
