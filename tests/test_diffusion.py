@@ -272,7 +272,7 @@ def program(folder, **parameters):
         if cell.cell_type == "markdown":
             text = cell.source
             lesson = "## Noise a score" in text or (lesson and "## Improve" not in text)
-        elif not lesson and "google.colab" not in cell.source:
+        elif not lesson and not any(x in cell.source for x in ("google.colab", "draw_gray(")):
             code.append(cell.source)
         if "parameters" in cell.metadata.get("tags", []):
             given = SMALL | {"run_dir": str(folder)} | parameters
