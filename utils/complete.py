@@ -12,11 +12,11 @@ import torch
 
 from utils import diffusion, pianoroll
 from utils.pianoroll import DIFFUSION, HELD
+from utils.unet import BEAT
 
 WIDTH = DIFFUSION.steps  # columns that the network sees at once
 STRETCH = WIDTH // 2  # columns to a stretch, at most
 AHEAD = 16  # columns painted after a stretch to see how its last notes go on
-BEAT = 4  # columns, for bars that are too long to move windows by
 SETTLED = 0.0  # log signal-to-noise ratio from which on a guess is left as it is
 
 

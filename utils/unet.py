@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from utils.diffusion import cosine_schedule
 from utils.files import MusicError, atomic
-from utils.pianoroll import DIFFUSION, HELD, ONSET
+from utils.pianoroll import DIFFUSION, HELD, ONSET, PLANE_ONSET
 
 FORMAT = "music-through-pictures/unet/1"
 OCTAVE, BEAT = 12, 4
@@ -236,7 +236,7 @@ class UNet(nn.Module):
         logits, loudness = self.evidence(x_t, log_snr)
         if known is not None:
             planes = self.planes(x_t)
-            certain = torch.where(planes > HELD / 510, LOGIT_LIMIT, -LOGIT_LIMIT)
+            certain = torch.where(planes > PLANE_ONSET, LOGIT_LIMIT, -LOGIT_LIMIT)
             logits = torch.where(known, certain, logits)
             loudness = torch.where(known, planes[:, 1:], loudness)
         change = self.context(torch.cat([x_t, 2 * torch.sigmoid(logits)], dim=1), log_snr).float()

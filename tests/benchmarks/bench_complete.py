@@ -34,9 +34,9 @@ def in_key(pitches, scale):
     return float(np.mean(scale[pitches % 12])) if len(pitches) else float("nan")
 
 
-def silent_bars(levels, bar):
-    """Share of bars in which nothing sounds."""
-    return np.mean([not levels[:, at : at + bar].any() for at in range(0, levels.shape[1], bar)])
+def silent_bars(levels):
+    """Share of bars of 4/4 in which nothing sounds."""
+    return np.mean([not levels[:, at : at + 16].any() for at in range(0, levels.shape[1], 16)])
 
 
 def held_out(count):
@@ -62,27 +62,26 @@ def completed(network, piece, mode, seed):
     return begin, end, kept, splice.new_notes(painted, kept, begin, end)
 
 
-def suits(network, chosen, control):
-    """For both modes: in-key rates of the new bars, and what stood there or elsewhere before."""
-    for mode in ("continue", "infill"):
-        rows, start_s = [], time.perf_counter()
-        for number, piece in enumerate(chosen):
-            begin, end, kept, notes = completed(network, piece, mode, number)
-            new, shown = notes[:, 2], paint(notes, 128, end)[:, begin:]
-            old = notes_of(Picture(kept))[:, 2]
-            scale = max(SCALES, key=lambda scale: in_key(old, scale))
-            whole = kept.shape[1] - (end - begin)
-            near = notes_of(Picture(kept[:, max(begin - 128, 0) : begin]))[:, 2]
-            rows.append([in_key(new, scale), in_key(near, scale), in_key(old, scale),
-                         in_key(control, scale),
-                         silent_bars(shown, 16), 16 * len(new) / (end - begin),
-                         16 * len(old) / whole, abs(new.mean() - old.mean())])
-        new, near, old, unasked, silent, density, before, away = np.nanmean(rows, axis=0)
-        each_s = (time.perf_counter() - start_s) / len(rows)
-        print(f"{mode:9s}{len(rows)} pieces: in key {new:.3f}, the bars before {near:.3f}, "
-              f"the piece {old:.3f}, without it {unasked:.3f}; silent bars {silent:.3f}; "
-              f"notes a bar {density:.1f}, the piece {before:.1f}; mean pitch {away:.1f} "
-              f"semitones from the piece's; {each_s:.1f} s each", flush=True)
+def suits(network, chosen, control, mode):
+    """In-key rates of the new bars, and of what stood before or elsewhere. Returns each piece's
+    `completed`."""
+    rows, start_s = [], time.perf_counter()
+    done = [completed(network, piece, mode, number) for number, piece in enumerate(chosen)]
+    each_s = (time.perf_counter() - start_s) / len(done)
+    for begin, end, kept, notes in done:
+        new, shown = notes[:, 2], paint(notes, 128, end)[:, begin:]
+        old = notes_of(Picture(kept))[:, 2]
+        near = notes_of(Picture(kept[:, max(begin - 128, 0) : begin]))[:, 2]
+        scale = max(SCALES, key=lambda scale: in_key(old, scale))
+        rows.append([*(in_key(pitches, scale) for pitches in (new, near, old, control)),
+                     silent_bars(shown), 16 * len(new) / (end - begin),
+                     16 * len(old) / (kept.shape[1] - (end - begin)), abs(new.mean() - old.mean())])
+    new, near, old, unasked, silent, density, before, away = np.nanmean(rows, axis=0)
+    print(f"{mode:9s}{len(rows)} pieces: in key {new:.3f}, the bars before {near:.3f}, the piece "
+          f"{old:.3f}, without it {unasked:.3f}; silent bars {silent:.3f}; notes a bar "
+          f"{density:.1f}, the piece {before:.1f}; mean pitch {away:.1f} semitones from the "
+          f"piece's; {each_s:.1f} s each", flush=True)
+    return done
 
 
 def written(network, bars, seed=0, longest=complete.STRETCH):
@@ -143,13 +142,12 @@ def seams(network, count):
     compare("hard joins", hard[:, [7, 15]], found[3][:, [7, 15]])
 
 
-def joins(network, chosen):
+def joins(chosen, filled_in):
     """Bar lines where eight new bars begin and end in the middle of pieces, beside those between
     the new bars, and beside the same lines in the pieces as they were."""
     found = []
-    for number, piece in enumerate(chosen):
+    for piece, (begin, end, kept, notes) in zip(chosen, filled_in, strict=True):
         if set(np.diff(piece.bar_lines)) <= {4, 16}:
-            begin, end, kept, notes = completed(network, piece, "infill", number)
             new = np.maximum(kept, paint(notes, 128, kept.shape[1]))
             found.append([lines_of(levels[:, begin - 16 : end + 16])
                           for levels in (new, piece.picture.levels)])
@@ -170,9 +168,9 @@ if __name__ == "__main__":
     before, start_s = memory_mib(), time.perf_counter()
     levels = written(network, BARS)
     print(f"{BARS} bars: {time.perf_counter() - start_s:.0f} s, memory grew by "
-          f"{memory_mib() - before:.0f} MiB; silent bars {silent_bars(levels, 16):.3f}")
+          f"{memory_mib() - before:.0f} MiB; silent bars {silent_bars(levels):.3f}")
     chosen = held_out(COUNT)
     control = metrics.notes_of_set(diffusion.paint(network, 16), 0)[:, 3]
-    suits(network, chosen, control)
-    joins(network, chosen)
+    suits(network, chosen, control, "continue")
+    joins(chosen, suits(network, chosen, control, "infill"))
     seams(network, COUNT)
