@@ -51,11 +51,12 @@ class Summary:
 
 def convert(midi_dir: str | Path | Iterable[str | Path], run_dir: str | Path,
             steps_per_beat: int = 4, max_files: int = 0, jobs: int = -1, seed: int = 0,
-            storage: str = "png") -> Summary:
+            storage: str = "png", hop: int = 8) -> Summary:
     """Turn a collection into pictures: `run_dir/images/<preset>/<split>/*.png`, a metadata.csv in
     each folder, or with `storage="parquet"` shards of the same PNG bytes and facts.
 
     `midi_dir` is a folder, an archive, a list of files or the name of a collection (`utils.fetch`).
+    `hop` is that of `pianoroll.windows`: 8 cuts pieces side by side, 1 begins a window at each bar.
     The files are the same bytes whatever `jobs` is (-1: one process a core); within
     `joblib.parallel_config(backend="dask")` a cluster does the work. What an earlier call with the
     same settings finished is not done again; pictures of other settings are removed. Files that
@@ -64,11 +65,13 @@ def convert(midi_dir: str | Path | Iterable[str | Path], run_dir: str | Path,
     """
     if storage not in BATCH:
         raise MusicError(f"storage={storage!r}: choose 'png' or 'parquet'")
+    if not 1 <= hop <= 8:
+        raise MusicError(f"hop is {hop}; choose 1 to 8 bars")
     images = Path(run_dir).absolute() / "images"
     pieces = choose_pieces(midi_dir, max_files, seed)
     tasks = list(zip(pieces, picture_names(pieces), strict=True))
     batches = [tasks[i : i + BATCH[storage]] for i in range(0, len(tasks), BATCH[storage])]
-    job = images, steps_per_beat, storage
+    job = images, steps_per_beat, storage, hop
     _remove_others(images, {_fingerprint(batch, *job) for batch in batches})
     done = joblib.Parallel(n_jobs=jobs, return_as="generator", prefer="threads")(
         joblib.delayed(_convert_batch)(batch, *job) for batch in batches)
@@ -81,12 +84,12 @@ def convert(midi_dir: str | Path | Iterable[str | Path], run_dir: str | Path,
 
 
 def _convert_batch(batch: list[tuple[Piece, str]], images: Path, steps_per_beat: int, storage: str,
-                   again: bool = False) -> np.ndarray:
+                   hop: int, again: bool = False) -> np.ndarray:
     """Convert a few files, unless a record in `images/.done` says that just this was done.
 
     Returns one row a window: its digest, and 1 if it is held out, uint64 `[N, 2]`.
     """
-    fingerprint = _fingerprint(batch, images, steps_per_beat, storage)
+    fingerprint = _fingerprint(batch, images, steps_per_beat, storage, hop)
     path = images / ".done" / f"{fingerprint}.json"
     record = _read_record(path)
     if again or record["rows"] is None or _missing(images, record):
@@ -94,7 +97,8 @@ def _convert_batch(batch: list[tuple[Piece, str]], images: Path, steps_per_beat:
         record = {"names": [name for _, name in batch], "rows": [], "skipped": []}
         for piece, name in batch:
             try:
-                record["rows"] += _convert_guarded(piece, name, images, steps_per_beat, storage)
+                record["rows"] += _convert_guarded(piece, name, images, steps_per_beat, storage,
+                                                   hop)
             except MusicError as error:
                 record["skipped"].append((piece.source, str(error).removeprefix(f"{piece.path}: ")))
         if storage == "parquet":
@@ -113,14 +117,14 @@ def _convert_guarded(piece: Piece, name: str, *job: object) -> list[dict]:
 
 
 def _convert_piece(piece: Piece, name: str, images: Path, steps_per_beat: int, storage: str,
-                   careful: bool = False) -> list[dict]:
+                   hop: int, careful: bool = False) -> list[dict]:
     """One piece's rows of metadata; its pictures are files, or in the rows as "png"."""
     whole = pianoroll.read_midi(piece.path, steps_per_beat, careful=careful)
-    rows = []
+    rows, lines = [], pianoroll.bar_lines_of(whole)
     for preset in PRESETS.values():
-        for picture in pianoroll.windows(whole, preset):
+        for number, picture in enumerate(pianoroll.windows(whole, preset, hop, lines)):
             folder = f"{preset.name}/{piece.split}"
-            file_name = f"{name}_{picture.start_step // preset.steps:04d}.png"
+            file_name = f"{name}_{number:04d}.png"
             digest = hashlib.blake2b(picture.levels, digest_size=8, salt=preset.name.encode())
             rows.append({"folder": folder, "file_name": file_name, "source": piece.source,
                          "start_step": picture.start_step, "tempo": round(picture.tempo_bpm, 3),
@@ -194,9 +198,10 @@ def _find_twins(windows: list[np.ndarray]) -> Iterator[np.ndarray]:
 # ---------------------------------------------------------------- the tables
 
 
-def _assemble(batches: list, twins: Iterator[np.ndarray], job: tuple[Path, int, str]) -> Summary:
+def _assemble(batches: list, twins: Iterator[np.ndarray], job: tuple[Path, int, str, int]
+              ) -> Summary:
     """Remove twins, and write the tables, a batch at a time."""
-    images, _, kind = job
+    images, _, kind, _ = job
     skipped, counts = [], dict.fromkeys(_folders(), 0)
     with contextlib.ExitStack() as stack:
         tables = {name: _table(stack, images / name) for name in counts} if kind == "png" else {}
@@ -216,7 +221,7 @@ def _assemble(batches: list, twins: Iterator[np.ndarray], job: tuple[Path, int, 
     return Summary(counts, sorted(skipped), pieces)
 
 
-def _drop_twins(batch: list, twin: np.ndarray, job: tuple[Path, int, str]) -> dict:
+def _drop_twins(batch: list, twin: np.ndarray, job: tuple[Path, int, str, int]) -> dict:
     """A batch's record, its twins marked and their pictures removed."""
     path = job[0] / ".done" / f"{_fingerprint(batch, *job)}.json"
     record = _read_record(path)

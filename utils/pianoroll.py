@@ -15,7 +15,7 @@ import pretty_midi
 import symusic
 from PIL import Image, PngImagePlugin
 
-from utils import repair
+from utils import bars, repair
 from utils.files import MusicError, atomic, printable
 
 SILENCE, HELD, ONSET = 0, 64, 128
@@ -48,7 +48,8 @@ class Picture:
     """A piano roll and its facts.
 
     `levels` is `uint8 [pitches, steps]`; `tempo_bpm` the tempo at its first column; `start_step`
-    where that column lies in `source`; `tempo_changes` are pairs (step, bpm) further on.
+    where that column lies in `source` (below 0 where a window begins before it); `tempo_changes`
+    are pairs (step, bpm) further on, `signatures` the file's (step, numerator, denominator).
     """
 
     levels: np.ndarray
@@ -58,6 +59,7 @@ class Picture:
     source: str = ""
     start_step: int = 0
     tempo_changes: tuple[tuple[int, float], ...] = ()
+    signatures: tuple[tuple[int, int, int], ...] = ()
 
     @property
     def seconds(self) -> float:
@@ -158,7 +160,8 @@ def read_midi(path: str | Path, steps_per_beat: int = 4, pedal: bool = False,
     changes = _tempo_changes(score, per_step)
     tempo_bpm = next((bpm for step, bpm in reversed(changes) if step <= 0), 120.0)
     return Picture(levels, 0, steps_per_beat, tempo_bpm, printable(path.name), 0,
-                   tuple((step, bpm) for step, bpm in changes if step > 0))
+                   tuple((step, bpm) for step, bpm in changes if step > 0),
+                   _signatures(score, per_step))
 
 
 def _bytes_of(path: Path) -> bytes:
@@ -251,23 +254,53 @@ def _tempo_changes(score: symusic.Score, ticks_per_step: float) -> list[tuple[in
                   strict=True) if 60_000 <= mspq <= 15_000_000)
 
 
-def windows(picture: Picture, preset: Preset, min_notes: int = 1) -> list[Picture]:
-    """Cut a piece into pictures of the preset's size, side by side; the last is padded.
+def _signatures(score: symusic.Score, ticks_per_step: float) -> tuple[tuple[int, int, int], ...]:
+    """(step, numerator, denominator) of the time signatures, in order."""
+    return tuple(sorted((round(sign.time / ticks_per_step), sign.numerator, sign.denominator)
+                        for sign in score.time_signatures))
 
-    Windows with fewer than `min_notes` onsets are left out, so a long silence costs nothing.
+
+def bar_lines_of(picture: Picture) -> np.ndarray:
+    """The columns where the bars of a whole piece begin, int64, see `bars.bar_lines`."""
+    return bars.bar_lines(notes_of(picture), picture.levels.shape[1], list(picture.signatures),
+                          picture.steps_per_beat)
+
+
+def windows(picture: Picture, preset: Preset, hop: int = 8, lines: np.ndarray | None = None,
+            min_notes: int = 1) -> list[Picture]:
+    """Cut a piece into pictures of the preset's size that begin on bar lines; the last is padded.
+
+    `hop` is the distance from one window to the next in eighths of the preset's width, cut to
+    whole bars: for 128 columns of 4/4 it counts bars. 8 is side by side; with less they overlap.
+    `lines` are the piece's bar lines, `bar_lines_of` it by default. Windows with fewer than
+    `min_notes` onsets are left out, so a long silence costs nothing.
     """
     low = preset.lowest_pitch - picture.lowest_pitch
     rows = picture.levels[max(low, 0) : max(low + preset.pitches, 0)]
     cut = []
-    for first in range(0, rows.shape[1], preset.steps):
-        part = rows[:, first : first + preset.steps]
+    for first in _window_starts(bar_lines_of(picture) if lines is None else lines, rows.shape[1],
+                                preset.steps, preset.steps * hop // 8):
+        part = rows[:, max(first, 0) : first + preset.steps]
         if np.count_nonzero(part > HELD) >= min_notes:
             levels = np.zeros((preset.pitches, preset.steps), dtype=np.uint8)
-            levels[max(-low, 0) :][: len(part), : part.shape[1]] = part
+            levels[max(-low, 0) :, max(-first, 0) :][: len(part), : part.shape[1]] = part
             cut.append(replace(picture, levels=levels, lowest_pitch=preset.lowest_pitch,
                                start_step=picture.start_step + first, tempo_changes=(),
-                               tempo_bpm=tempo_at(picture, first)))
+                               signatures=(), tempo_bpm=tempo_at(picture, first)))
     return cut
+
+
+def _window_starts(lines: np.ndarray, end: int, width: int, hop: int) -> list[int]:
+    """Bar lines at most `hop` columns apart, from the first until a window reaches the end."""
+    starts = [int(lines[0])]
+    while starts[-1] + width < end:
+        number = np.searchsorted(lines, starts[-1] + max(hop, 1), side="right") - 1
+        if lines[number] <= starts[-1]:  # a bar longer than that
+            number = min(number + 1, len(lines) - 1)
+        bar_line = int(lines[number])
+        starts.append(bar_line if starts[-1] < bar_line <= starts[-1] + width
+                      else starts[-1] + width)
+    return starts
 
 
 def tempo_at(picture: Picture, step: int) -> float:
