@@ -1,11 +1,11 @@
-"""Diffusion: noise a picture step by step, and walk back. Explained in notebook 02.
+"""Diffusion: noise a piano roll step by step, and step back. Explained in notebooks 02 and 08.
 
 Notation of Ho et al. 2020 (arXiv:2006.11239): `x_0` is data, `x_t` noised data, `eps` the noise,
 
     x_t = sqrt(alpha_bar[t]) x_0 + sqrt(1 - alpha_bar[t]) eps,    t = 0 … T - 1, noisier as t grows.
 
-A schedule is the tensor `alpha_bar`, float64 `[T]`. A network guesses `x_0`, `eps` or `v`; the
-conversions below turn one into another, and the samplers all work from a guess of `x_0`.
+A schedule is the tensor `alpha_bar`, float64 `[T]`. A network predicts `x_0`, `eps` or `v`; the
+conversions below turn one into another, and the samplers all work from a prediction of `x_0`.
 """
 
 import math
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from utils.files import MusicError
-from utils.pianoroll import DIFFUSION, HELD, SILENCE, from_planes
+from utils.pianoroll import DIFFUSION, HELD, ONSET, SILENCE, from_planes, to_planes
 
 # ---------------------------------------------------------------- noise schedule
 
@@ -70,22 +70,22 @@ def v_from(x_0: Tensor, eps: Tensor, a: Tensor) -> Tensor:
 
 
 def x_0_from_v(x_t: Tensor, v: Tensor, a: Tensor) -> Tensor:
-    """The x_0 that a guess of v means."""
+    """The x_0 that a prediction of v means."""
     return a**0.5 * x_t - (1 - a) ** 0.5 * v
 
 
 def eps_from_v(x_t: Tensor, v: Tensor, a: Tensor) -> Tensor:
-    """The noise that a guess of v means."""
+    """The noise that a prediction of v means."""
     return (1 - a) ** 0.5 * x_t + a**0.5 * v
 
 
 def x_0_from_eps(x_t: Tensor, eps: Tensor, a: Tensor) -> Tensor:
-    """The x_0 that a guess of the noise means. Errors grow as 1 / sqrt(a): needs a > 0."""
+    """The x_0 that a prediction of the noise means. Errors grow as 1 / sqrt(a): needs a > 0."""
     return (x_t - (1 - a) ** 0.5 * eps) / a**0.5
 
 
 def eps_from_x_0(x_t: Tensor, x_0: Tensor, a: Tensor) -> Tensor:
-    """The noise that a guess of x_0 means. Needs a < 1."""
+    """The noise that a prediction of x_0 means. Needs a < 1."""
     return (x_t - a**0.5 * x_0) / (1 - a) ** 0.5
 
 
@@ -118,7 +118,7 @@ def dpm_solver_step(x_t: Tensor, x_0: Tensor, a_t: float, a_s: float,
                     x_0_before: Tensor | None = None, a_before: float = 0.0) -> Tensor:
     """DPM-Solver++(2M) (Lu et al. 2022, Algorithm 2): DDIM on x_0 carried forward in a line.
 
-    `x_0_before` and `a_before` are the guess and alpha_bar of the step before, None at the first.
+    `x_0_before` and `a_before` are those of the step before, None at the first.
     The step to a_s = 1 is of first order, and lands on x_0.
     """
     if x_0_before is None or a_s == 1:
@@ -128,9 +128,13 @@ def dpm_solver_step(x_t: Tensor, x_0: Tensor, a_t: float, a_s: float,
     return ddim_step(x_t, x_0 + share * (x_0 - x_0_before), a_t, a_s)
 
 
-# ---------------------------------------------------------------- the whole walk
+# ---------------------------------------------------------------- from noise to x_0
 
 SAMPLERS = ("ddpm", "ddim", "dpm")
+SAMPLING_STEPS = 50
+SETTLED = 0.0  # log signal-to-noise ratio from which on the number of notes is decided
+LOGIT_LIMIT = 30.0  # a pixel whose log odds lie beyond is certain
+WIDTH = DIFFUSION.steps  # columns that the network sees at once
 
 
 def spaced_timesteps(steps: int, sampling_steps: int) -> list[int]:
@@ -144,18 +148,19 @@ def spaced_timesteps(steps: int, sampling_steps: int) -> list[int]:
 def sample(predict_x_0: Callable[[Tensor, Tensor], Tensor], x_t: Tensor, alpha_bar: Tensor,
            sampler: str = "ddpm", sampling_steps: int = 25,
            limits: tuple[Tensor, Tensor] | None = None, generator: torch.Generator | None = None,
-           callback: Callable[[int, Tensor, Tensor], None] | None = None) -> Tensor:
-    """From noise `x_t` `[B, C, H, W]` to a guess of x_0 of the same shape.
+           callback: Callable[[int, Tensor, Tensor], None] | None = None, skip: int = 0) -> Tensor:
+    """From noise `x_t` `[B, C, H, W]` to a prediction of x_0 of the same shape.
 
     `predict_x_0(x_t, t)` is the network, t int64 `[B]`. `limits` are the lowest and highest values
-    that data take, tensors that broadcast; the guess is clamped to them. "ddpm" draws its noise on
-    the CPU from `generator`, so a seed gives one result on a device. `callback(i, x_t, x_0)` sees
-    each step. Raises `MusicError` for an unknown sampler or an impossible number of steps.
+    that data take, tensors that broadcast; the prediction is clamped to them. "ddpm" draws its
+    noise on the CPU from `generator`, so a seed gives one result on a device. `callback(i, x_t,
+    x_0)` sees each step. The first `skip` steps are left out, for an `x_t` with less noise. Raises
+    `MusicError` for an unknown sampler or an impossible number of steps.
     """
     if sampler not in SAMPLERS:
         raise MusicError(f"sampler {sampler!r}; choose one of {', '.join(SAMPLERS)}")
-    times = spaced_timesteps(len(alpha_bar), sampling_steps)
-    levels = [*alpha_bar[times].tolist(), 1.0]
+    times = spaced_timesteps(len(alpha_bar), sampling_steps)[skip:]
+    a = [*alpha_bar[times].tolist(), 1.0]
     before, a_before = None, 0.0
     for i, t in enumerate(times):
         x_0 = predict_x_0(x_t, torch.full((len(x_t),), t, device=x_t.device))
@@ -163,58 +168,188 @@ def sample(predict_x_0: Callable[[Tensor, Tensor], Tensor], x_t: Tensor, alpha_b
             x_0 = torch.minimum(torch.maximum(x_0, limits[0]), limits[1])
         if callback is not None:
             callback(i, x_t, x_0)
-        a_t, a_s = levels[i], levels[i + 1]
         if sampler == "ddpm":
-            x_t = ddpm_step(x_t, x_0, a_t, a_s, noise_like(x_t, generator))
+            x_t = ddpm_step(x_t, x_0, a[i], a[i + 1], noise_like(x_t, generator))
         elif sampler == "ddim":
-            x_t = ddim_step(x_t, x_0, a_t, a_s)
+            x_t = ddim_step(x_t, x_0, a[i], a[i + 1])
         else:
-            x_t = dpm_solver_step(x_t, x_0, a_t, a_s, before, a_before)
-        before, a_before = x_0, a_t
+            x_t = dpm_solver_step(x_t, x_0, a[i], a[i + 1], before, a_before)
+        before, a_before = x_0, a[i]
     return x_t
 
 
+# ---------------------------------------------------------------- x_0 of notes: drawn or expected
+
+
+def draw_notes(logits: Tensor, velocity: Tensor, uniform: Tensor | float) -> Tensor:
+    """Planes `[B, 2, H, W]`, each pixel drawn from its predicted probabilities: 1 or 0.
+
+    `uniform` are random numbers in 0…1, `[B, 1, H, W]`; both planes share them, so an onset is
+    always active. With the number 0.5 the likelier value is taken. Velocity is the predicted one.
+    """
+    active, onset = torch.sigmoid(logits).chunk(2, dim=1)
+    is_active, is_onset = uniform < torch.maximum(active, onset), uniform < onset
+    return torch.cat([is_active.to(velocity.dtype), is_onset * velocity], dim=1)
+
+
+def expect_notes(logits: Tensor, velocity: Tensor) -> Tensor:
+    """The expected planes `[B, 2, H, W]`: probabilities, and onset probability times velocity."""
+    active, onset = torch.sigmoid(logits).chunk(2, dim=1)
+    return torch.cat([active, onset * velocity], dim=1)
+
+
+# ---------------------------------------------------------------- conditions on the log odds
+
+
+def guided(logits: Tensor, evidence: Tensor, guidance: float) -> Tensor:
+    """Logits `[B, 2, H, W]` moved further from the evidence than the network's prediction is.
+
+    Autoguidance (Karras et al. 2024, arXiv:2406.02507): a pixel read alone is the worse predictor
+    that we lead away from. Above 1 the notes agree better and vary less. It decides which pixels
+    are active, not how many: the mean probability of each plane is kept.
+    """
+    if guidance == 1:
+        return logits
+    mean = torch.sigmoid(logits).mean(dim=(2, 3), keepdim=True)
+    return with_mean(evidence + guidance * (logits - evidence), mean)
+
+
+def weigh_pitches(logits: Tensor, weights: Tensor) -> Tensor:
+    """Logits with the odds of each pixel multiplied by its weight; a weight of 0 forbids a note.
+
+    `weights` broadcast to the logits, `[B, 2, H, W]`. A table of chords or a scale guides a network
+    that never learned either (FGG, Zhu et al. 2025, arXiv:2410.08435).
+    """
+    return logits + torch.log(weights.clamp(min=1e-30)).to(logits.dtype)
+
+
+def aim_at_onsets(logits: Tensor, onsets: float, where: Tensor) -> Tensor:
+    """Logits, `where` moved by one number so that so many onsets are expected there.
+
+    `where` is bool `[B, 1, H, W]`, the masked region.
+    """
+    share = onsets / where.sum(dim=(2, 3), keepdim=True).clamp(min=1)
+    onset = logits[:, 1:]
+    moved = with_mean(onset, share.clamp(max=0.5).to(logits.dtype), where)
+    return torch.where(where, logits + (moved - onset), logits)
+
+
+def with_mean(logits: Tensor, mean: Tensor, where: Tensor | None = None) -> Tensor:
+    """Logits `[B, C, H, W]`, those of a plane moved by one number, so that the mean of their
+    probabilities (`where`, bool that broadcasts) is `mean`, `[B, C, 1, 1]`: found by bisection."""
+    low, high = torch.full_like(mean, -LOGIT_LIMIT), torch.full_like(mean, LOGIT_LIMIT)
+    weight = torch.ones_like(logits) if where is None else where.to(logits.dtype)
+    weight = weight / weight.sum(dim=(2, 3), keepdim=True).clamp(min=1)
+    for _ in range(16):
+        middle = (low + high) / 2
+        found = (torch.sigmoid(logits + middle) * weight).sum(dim=(2, 3), keepdim=True)
+        low, high = torch.where(found > mean, low, middle), torch.where(found > mean, middle, high)
+    return logits + (low + high) / 2
+
+
+# ---------------------------------------------------------------- new piano rolls
+
+
 @torch.no_grad()
-def paint(network: torch.nn.Module, count: int, sampler: str = "ddpm", sampling_steps: int = 25,
-          seed: int = 0, batch_size: int = 32,
-          callback: Callable[[int, Tensor, Tensor], None] | None = None,
-          guidance: float | None = None) -> np.ndarray:
-    """New pictures from a `unet.UNet`, levels `uint8 [count, 128, 128]`.
+def generate(network: torch.nn.Module, count: int = 1, sampling_steps: int = SAMPLING_STEPS,
+             seed: int = 0, *, style: str = "", guidance: float | None = None,
+             roll: np.ndarray | None = None, mask: np.ndarray | None = None, strength: float = 1.0,
+             pitch_weights: np.ndarray | None = None, onsets: float = 0.0, exact: bool = True,
+             sampler: str = "ddpm", batch_size: int = 32,
+             callback: Callable[[int, Tensor, Tensor], None] | None = None) -> np.ndarray:
+    """New piano rolls from a `unet.UNet`, uint8 `[count, 128, 128]`.
 
-    `guidance` is that of `unet.UNet.forward`, the network's own if None. The same seed on the same
-    device gives the same pictures. Computes in bfloat16 where `fast_bfloat16` says so. `callback`
-    is that of `sample`, called for each batch.
+    Inpainting: where `mask`, bool `[128, 128]`, is False, `roll`, uint8 `[128, 128]`, stays as it
+    is. `strength` below 1 begins with the masked pixels of `roll`, partly noised, and takes that
+    share of the steps: none at 0, at least one above. `pitch_weights`, `[128, 128]`, are those of
+    `weigh_pitches`; `onsets`, where above 0, is how many the mask aims at in each roll.
+    `style` is one that the network learned, its usual one if empty; `guidance` is that of `guided`,
+    the network's own if None. `exact` draws x_0's notes at each step (`draw_notes`), otherwise the
+    expected ones are taken. `sampler`, `sampling_steps` and `callback` are those of `sample`.
+    The same seed on the same device gives the same rolls. Raises `MusicError` for an unknown style
+    or sampler, or an impossible number of steps.
     """
-    device = next(network.parameters()).device
-    alpha_bar, limits = network.schedule(), network.limits
-    noise_levels = log_snr(alpha_bar).float().to(device)
-    generator = torch.Generator().manual_seed(seed)
-    strength = network.config.guidance if guidance is None else guidance
-
-    def predict_x_0(x_t: Tensor, t: Tensor) -> Tensor:
-        with torch.autocast(device.type, torch.bfloat16, enabled=fast_bfloat16(device)):
-            return network.x_0(x_t, noise_levels[t], strength)
-
-    painted = [np.zeros((0, DIFFUSION.pitches, DIFFUSION.steps), np.uint8)]
+    random = torch.Generator().manual_seed(seed)
+    network_calls = spaced_timesteps(network.config.noise_steps, sampling_steps)
+    skip = sampling_steps - math.ceil(strength * sampling_steps)
+    rolls = [np.zeros((0, DIFFUSION.pitches, WIDTH), np.uint8)]
+    roll = np.zeros((DIFFUSION.pitches, WIDTH), np.uint8) if roll is None else roll
+    mask = np.ones(roll.shape, bool) if mask is None else mask
+    if skip == sampling_steps:
+        return np.repeat(roll[None], count, axis=0)
+    predict = NotePredictor(network, roll, mask, style=style, guidance=guidance, exact=exact,
+                            pitch_weights=pitch_weights, onsets=onsets, last=network_calls[-1],
+                            generator=random)
     for start in range(0, count, batch_size):
-        size = (min(batch_size, count - start), 2, DIFFUSION.pitches, DIFFUSION.steps)
-        x_t = torch.randn(size, generator=generator).to(device)
-        x_0 = sample(predict_x_0, x_t, alpha_bar, sampler, sampling_steps, limits, generator,
-                     callback)
-        painted.append(without_lost_tails(from_planes(network.planes(x_0).cpu().numpy())))
-    return np.concatenate(painted)
+        size = (min(batch_size, count - start), 2, DIFFUSION.pitches, WIDTH)
+        x_t = torch.randn(size, generator=random).to(predict.clean.device)
+        if skip:
+            x_t = q_sample(predict.clean, x_t, predict.alpha_bar[network_calls[skip]].item())
+        predict.x_0_hat = None
+        x_0 = sample(predict, x_t, predict.alpha_bar, sampler, sampling_steps, generator=random,
+                     callback=callback, skip=skip)
+        found = from_planes(network.planes(x_0).cpu().numpy())
+        rolls.append(without_stray_sustains(np.where(mask, found, roll), mask))
+    return np.concatenate(rolls)
 
 
-def without_lost_tails(levels: np.ndarray) -> np.ndarray:
-    """Pictures `uint8 [..., steps]` without held pixels that no onset leads to.
+class NotePredictor:
+    """The `predict_x_0` of `sample` for piano rolls, with its conditions; see `generate`."""
 
-    In music a tail begins with its head, or at the left edge; a network's stray pixels do not.
+    def __init__(self, network: torch.nn.Module, roll: np.ndarray, mask: np.ndarray, *, style: str,
+                 guidance: float | None, exact: bool, pitch_weights: np.ndarray | None,
+                 onsets: float, last: int, generator: torch.Generator):
+        self.network, self.exact, self.onsets, self.last = network, exact, onsets, last
+        self.device = next(network.parameters()).device
+        self.alpha_bar = network.schedule()
+        self.log_snrs = log_snr(self.alpha_bar).float().to(self.device)
+        self.guidance = network.config.guidance if guidance is None else guidance
+        self.style, self.generator = network.style_number(style), generator
+        self.clean = network.standardise(torch.from_numpy(to_planes(roll))[None].to(self.device))
+        self.mask = torch.from_numpy(mask)[None, None].to(self.device)  # [1, 1, 128, 128]
+        self.weights = None if pitch_weights is None else torch.from_numpy(
+            np.asarray(pitch_weights, np.float32)).to(self.device)
+        self.x_0_hat = None  # the last prediction, probabilities [B, 2, 128, 128]
+
+    def __call__(self, x_t: Tensor, t: Tensor) -> Tensor:
+        known = None if bool(self.mask.all()) else ~self.mask.expand(len(x_t), -1, -1, -1)
+        if known is not None:
+            x_t = torch.where(known, self.clean, x_t)
+        style = torch.full_like(t, self.style)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=fast_bfloat16(self.device)):
+            prediction = self.network(x_t, self.log_snrs[t], self.x_0_hat, known, style)
+        logits = self.conditioned(prediction, self.log_snrs[t[0]])
+        self.x_0_hat = torch.sigmoid(logits)
+        velocity = prediction.velocity.clamp((ONSET + 1) / 255, 1)
+        if not self.exact:
+            return self.network.standardise(expect_notes(logits, velocity))
+        uniform = 0.5  # at the last step the likelier value
+        if t[0] > self.last:
+            uniform = torch.rand(velocity.shape, generator=self.generator).to(self.device)
+        return self.network.standardise(draw_notes(logits, velocity, uniform))
+
+    def conditioned(self, prediction: tuple[Tensor, Tensor, Tensor], log_snr: Tensor) -> Tensor:
+        """The network's logits, moved by guidance, by the density and by the pitch weights."""
+        logits = guided(prediction.logits, prediction.evidence, self.guidance)
+        if self.weights is not None:
+            logits = torch.where(self.mask, weigh_pitches(logits, self.weights), logits)
+        if self.onsets and log_snr < SETTLED:
+            logits = aim_at_onsets(logits, self.onsets, self.mask)
+        return logits
+
+
+def without_stray_sustains(rolls: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
+    """Rolls `uint8 [..., steps]` without sustained pixels that no onset leads to.
+
+    In music a sustained pixel follows an onset, or the left edge; a network's stray pixels do not.
+    Only pixels where `mask`, bool `[pitches, steps]`, is True are removed.
     """
-    levels = levels.copy()
-    for step in range(1, levels.shape[-1]):
-        column = levels[..., step]
-        column[(column == HELD) & (levels[..., step - 1] == SILENCE)] = SILENCE
-    return levels
+    rolls = rolls.copy()
+    for step in range(1, rolls.shape[-1]):
+        column = rolls[..., step]
+        stray = (column == HELD) & (rolls[..., step - 1] == SILENCE)
+        column[stray if mask is None else stray & mask[..., step]] = SILENCE
+    return rolls
 
 
 def fast_bfloat16(device: str | torch.device) -> bool:

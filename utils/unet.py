@@ -1,8 +1,8 @@
-"""The denoising network, and its file on disk. Explained in notebook 02.
+"""The denoiser, and its file on disk. Explained in notebook 02.
 
-It sees the two planes of `pianoroll.to_planes`, standardised and noised, folded so that a patch of
-12 pitches by 4 steps (an octave by a beat) becomes one position with 96 channels. So the width is
-where the picture is small, and each channel knows its pitch class and its place in the beat.
+It sees the two planes of `pianoroll.to_planes`, standardised and noised. Space-to-depth turns each
+patch of 12 pitches by 4 steps (an octave by a beat) into one position, so that the channels are
+many where the image is small, and each channel knows its pitch class and its place in the beat.
 """
 
 import dataclasses
@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import safetensors
@@ -19,14 +20,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from utils.diffusion import cosine_schedule
+from utils.diffusion import LOGIT_LIMIT, cosine_schedule
 from utils.files import MusicError, atomic
-from utils.pianoroll import DIFFUSION, HELD, ONSET, PLANE_ONSET
+from utils.pianoroll import DIFFUSION, HELD, PLANE_ONSET
 
-FORMAT = "music-through-pictures/unet/1"
+FORMAT = "music-through-pictures/unet/2"
 OCTAVE, BEAT = 12, 4
-LOGIT_LIMIT = 30.0
-RARE = 0.001  # share of what sounds that may lie below the rows we paint, and as much above
+HEADS = 4  # of each attention layer
+RARE = 0.001  # share of the active pixels that may lie below the rows we generate, or above
 SIZES = {
     "tiny": {"widths": (32, 64), "blocks": 1},  # tests
     "small": {"widths": (96, 192), "blocks": 1},  # two CPU cores, minutes
@@ -39,10 +40,11 @@ SIZES = {
 class Config:
     """All that a network's shape and meaning depend on; saved with its weights.
 
-    `mean` and `std` standardise the two planes. `onset_mean` and `onset_std` are those of plane 1
-    where a note starts. The network paints `rows` rows from `low_row` up; the others are silent.
-    `noise_steps` and `noise_shift` give the `diffusion.cosine_schedule` it was trained on, and
-    `guidance` is what suits it, see `UNet.forward`.
+    `mean` and `std` standardise the two planes; `onset_mean` and `onset_std` are those of plane 1
+    at an onset. The network generates `rows` rows from `low_row` up; the others are silent.
+    `noise_steps` and `noise_shift` give the `diffusion.cosine_schedule` it was trained on,
+    `transpose` the semitones by which its training images were shifted at most, `styles` the names
+    of the kinds of music it learned, the usual one first; `guidance` is that of `diffusion.guided`.
     """
 
     widths: tuple[int, ...] = (96, 192)
@@ -55,96 +57,109 @@ class Config:
     rows: int = 144
     noise_steps: int = 1000
     noise_shift: float = -3.0
-    guidance: float = 1.75
+    transpose: int = 6
+    styles: tuple[str, ...] = ()
+    guidance: float = 1.2
 
     def __post_init__(self) -> None:
         numbers = [*self.mean, *self.std, self.onset_mean, self.onset_std, self.noise_shift,
                    self.guidance]
-        halvings = 2 ** (len(self.widths) - 1)
+        unit = OCTAVE * 2 ** (len(self.widths) - 1)
         good = (
             1 <= len(self.widths) <= 4 and all(w in range(16, 4097, 16) for w in self.widths)
             and self.blocks in range(1, 17) and self.noise_steps in range(1, 100_001)
             and all(math.isfinite(n) and abs(n) < 100 for n in numbers)
             and all(0 < m < 1 for m in (*self.mean, self.onset_mean))
             and all(s > 0 for s in (*self.std, self.onset_std))
-            and self.low_row in range(DIFFUSION.pitches)
-            and self.rows in range(OCTAVE * halvings, 193, OCTAVE * halvings)
-            and DIFFUSION.steps % (BEAT * halvings) == 0)
+            and self.transpose in range(128) and len(self.styles) < 1000
+            and self.low_row in range(DIFFUSION.pitches) and self.rows in range(unit, 193, unit)
+            and DIFFUSION.steps % (BEAT * unit // OCTAVE) == 0)
         if not good:
             raise MusicError(f"a network cannot have the configuration {self}")
 
 
-def new(levels: np.ndarray, size: str = "small", transpose: int = 6) -> "UNet":
-    """An untrained network that knows the statistics of pictures `uint8 [N, 128, 128]`.
+def new(rolls: np.ndarray, size: str = "small", transpose: int = 6, styles: Sequence[str] = ()
+        ) -> "UNet":
+    """An untrained network for rolls like these, uint8 `[N, 128, 128]`.
 
-    Its shape is one of `SIZES`; its rows are the octaves in which all but `RARE` notes of these
-    pictures sound, moved by up to `transpose` semitones; and it knows how often each row sounds.
+    Its shape is one of `SIZES`. Its rows are the octaves that hold all but `RARE` of the active
+    pixels, shifted by up to `transpose` semitones. Its prior is how often each row is active.
     """
-    network = UNet(config_for(levels, size, transpose))
-    often = np.stack([(levels > level).mean(axis=(0, 2)) for level in (0, HELD)])  # [2, 128]
+    network = UNet(config_for(rolls, size, transpose, styles))
+    often = np.stack([(rolls > level).mean(axis=(0, 2)) for level in (0, HELD)])  # [2, 128]
     window = np.ones(2 * transpose + 1) / (2 * transpose + 1)
     often = np.stack([np.convolve(row, window, mode="same") for row in often]).clip(1e-5, 0.5)
     network.prior.copy_(torch.logit(torch.from_numpy(often)).view(1, 2, -1, 1))
     return network
 
 
-def config_for(levels: np.ndarray, size: str = "small", transpose: int = 6) -> Config:
+def config_for(rolls: np.ndarray, size: str = "small", transpose: int = 6,
+               styles: Sequence[str] = ()) -> Config:
     """The configuration of `new`. Raises `MusicError` for an unknown size, or without notes."""
     if size not in SIZES:
         raise MusicError(f"size {size!r}; choose one of {', '.join(SIZES)}")
-    onset = levels[levels > HELD] / 255
+    onset = rolls[rolls > HELD] / 255
     if not len(onset):
-        raise MusicError("the training pictures hold no note; choose other MIDI in notebook 01")
-    plane_mean = np.array([(levels > 0).mean(), onset.sum() / levels.size])
-    plane_square = np.array([plane_mean[0], (onset**2).sum() / levels.size])
+        raise MusicError("the training images hold no note; choose other MIDI in notebook 01")
+    plane_mean = np.array([(rolls > 0).mean(), onset.sum() / rolls.size])
+    plane_square = np.array([plane_mean[0], (onset**2).sum() / rolls.size])
     plane_std = np.sqrt(plane_square - plane_mean**2).clip(1e-3)
-    share = (levels > 0).sum(axis=(0, 2)).cumsum() / (levels > 0).sum()  # of what sounds
+    share = (rolls > 0).sum(axis=(0, 2)).cumsum() / (rolls > 0).sum()  # of the active pixels
     low, high = np.searchsorted(share, (RARE, 1 - RARE)).tolist()
     low, high = max(low - transpose, 0) // OCTAVE * OCTAVE, min(high + transpose + 1, 128)
     unit = OCTAVE * 2 ** (len(SIZES[size]["widths"]) - 1)
     return Config(**SIZES[size], mean=tuple(plane_mean.tolist()), std=tuple(plane_std.tolist()),
                   onset_mean=float(onset.mean()), onset_std=float(max(onset.std(), 0.01)),
-                  low_row=low, rows=-(-(high - low) // unit) * unit)
+                  low_row=low, rows=-(-(high - low) // unit) * unit, transpose=transpose,
+                  styles=tuple(styles))
+
+
+# ---------------------------------------------------------------- the parts
 
 
 class ResidualBlock(nn.Module):
-    """Two 3×3 convolutions beside a short cut; the noise level scales and shifts between them."""
+    """x + convolutions of x, 3×3, at one size; `c` (noise level, labels) scales and shifts."""
 
-    def __init__(self, inputs: int, outputs: int, embedding: int):
+    def __init__(self, channels: int, embedding: int):
         super().__init__()
-        self.norm_1, self.norm_2 = nn.GroupNorm(16, inputs), nn.GroupNorm(16, outputs)
-        self.conv_1 = nn.Conv2d(inputs, outputs, 3, padding=1)
-        self.conv_2 = zeroed(nn.Conv2d(outputs, outputs, 3, padding=1))
-        self.modulation = nn.Linear(embedding, 2 * outputs)
-        self.short_cut = nn.Conv2d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+        self.norm_1, self.norm_2 = nn.GroupNorm(16, channels), nn.GroupNorm(16, channels)
+        self.conv_1 = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv_2 = zeroed(nn.Conv2d(channels, channels, 3, padding=1))
+        self.modulation = nn.Linear(embedding, 2 * channels)
 
-    def forward(self, x: Tensor, level: Tensor) -> Tensor:
-        h = self.conv_1(F.silu(self.norm_1(x)))
-        scale, shift = self.modulation(level)[:, :, None, None].chunk(2, dim=1)
-        h = self.conv_2(F.silu(self.norm_2(h) * (1 + scale) + shift))
-        return self.short_cut(x) + h
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        h = self.conv_1(F.silu(self.norm_1(x)))  # [B, C, H, W]
+        scale, shift = self.modulation(c)[:, :, None, None].chunk(2, dim=1)  # [B, C, 1, 1]
+        return x + self.conv_2(F.silu(self.norm_2(h) * (1 + scale) + shift))
 
 
 class Attention(nn.Module):
-    """Each position looks at all others. Only where there are few: the cost is their square."""
+    """x + what each position gathers from all others, so that a bar can repeat another."""
 
     def __init__(self, channels: int):
         super().__init__()
         self.norm, self.qkv = nn.GroupNorm(16, channels), nn.Linear(channels, 3 * channels)
-        self.out, self.heads = zeroed(nn.Linear(channels, channels)), max(1, channels // 64)
+        self.out = zeroed(nn.Linear(channels, channels))
 
-    def forward(self, x: Tensor, level: Tensor) -> Tensor:
-        b, c, h, w = x.shape
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        b, channels, h, w = x.shape
         tokens = self.norm(x).flatten(2).transpose(1, 2)  # [B, H W, C]
-        q, k, v = self.qkv(tokens).view(b, h * w, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, h * w, c)
-        return x + self.out(mixed).transpose(1, 2).view(b, c, h, w)
+        q, k, v = self.qkv(tokens).view(b, h * w, 3, HEADS, -1).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, h * w, channels)
+        return x + self.out(mixed).transpose(1, 2).view(b, channels, h, w)
 
 
-class Resize(nn.Sequential):
-    """Half or double the size; takes the noise level only to be called like the other parts."""
+class Down(nn.Conv2d):
+    """Half the size, by a convolution with stride 2; takes `c` to be called like the others."""
 
-    def forward(self, x: Tensor, level: Tensor) -> Tensor:
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        return super().forward(x)
+
+
+class Up(nn.ConvTranspose2d):
+    """Double the size: each position becomes 2 × 2, without overlap, so without checkerboards."""
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
         return super().forward(x)
 
 
@@ -155,62 +170,96 @@ def zeroed(layer: nn.Module) -> nn.Module:
     return layer
 
 
+# ---------------------------------------------------------------- the network
+
+
+class Prediction(NamedTuple):
+    """What the network predicts of x_0, and what each noised pixel says by itself.
+
+    `logits` and `evidence` are `[B, 2, 128, W]`, log odds of *active* and of *onset*; `velocity` is
+    `[B, 1, 128, W]`, the value of plane 1 if there is an onset.
+    """
+
+    logits: Tensor
+    velocity: Tensor
+    evidence: Tensor
+
+
 class UNet(nn.Module):
-    """Guesses the music under the noise: for each pixel two logits and a loudness."""
+    """Predicts the notes under the noise: for each pixel two probabilities and a velocity."""
 
     def __init__(self, config: Config):
         super().__init__()
         self.config, widths, patch = config, config.widths, OCTAVE * BEAT
         embedding = 2 * widths[0]
         self.level = nn.Sequential(nn.Linear(64, embedding), nn.SiLU(),
-                                   nn.Linear(embedding, embedding), nn.SiLU())
-        self.stem = nn.Conv2d(4 * patch, widths[0], 3, padding=1)
+                                   nn.Linear(embedding, embedding))
+        self.style = zeroed(nn.Embedding(len(config.styles) + 1, embedding))  # 0: not told
+        self.shift = zeroed(nn.Embedding(2 * config.transpose + 1, embedding))
+        self.stem = nn.Conv2d(7 * patch, widths[0], 1)
         place = (1, widths[0], config.rows // OCTAVE, DIFFUSION.steps // BEAT)
         self.place = nn.Parameter(torch.zeros(place))  # which octave, which beat
         self.down, self.middle, self.up = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
-        channels, skips = widths[0], [widths[0]]
         for i, width in enumerate(widths):
             if i:
-                self.down.append(Resize(nn.Conv2d(channels, width, 2, stride=2)))
-                skips.append(channels := width)
-            for _ in range(config.blocks):
-                self.down.append(ResidualBlock(channels, width, embedding))
-                skips.append(channels := width)
+                self.down.append(Down(widths[i - 1], width, 2, stride=2))
+            self.down += [ResidualBlock(width, embedding) for _ in range(config.blocks)]
         for _ in range(config.blocks):
-            self.middle += [ResidualBlock(channels, channels, embedding), Attention(channels)]
-        for i in reversed(range(len(widths))):
-            for _ in range(config.blocks + 1):
-                self.up.append(ResidualBlock(channels + skips.pop(), widths[i], embedding))
-                channels = widths[i]
+            self.middle += [ResidualBlock(widths[-1], embedding), Attention(widths[-1])]
+        for i, width in reversed(list(enumerate(widths))):
+            self.up += [ResidualBlock(width, embedding) for _ in range(config.blocks)]
             if i:
-                self.up.append(Resize(nn.ConvTranspose2d(channels, widths[i - 1], 2, stride=2)))
-                channels = widths[i - 1]
-        self.norm, self.head = nn.GroupNorm(16, channels), zeroed(nn.Conv2d(channels, 3 * patch, 1))
+                self.up.append(Up(width, widths[i - 1], 2, stride=2))
+        self.up.append(Attention(widths[0]))
+        self.norm = nn.GroupNorm(16, widths[0])
+        self.head = zeroed(nn.Conv2d(widths[0], 3 * patch, 1))
         for name, values in (("mean", config.mean), ("std", config.std),
                              ("loud", (1.0, config.onset_mean))):
             self.register_buffer(name, torch.tensor(values).view(1, 2, 1, 1), persistent=False)
         prior = torch.logit((self.mean / self.loud).clamp(max=0.5))  # log odds, in each row alike
         self.register_buffer("prior", prior.expand(1, 2, DIFFUSION.pitches, 1).clone())
 
-    @property
-    def limits(self) -> tuple[Tensor, Tensor]:
-        """The lowest and highest standardised value of each plane, `[1, 2, 1, 1]` each."""
-        return -self.mean / self.std, (1 - self.mean) / self.std
-
     def standardise(self, planes: Tensor) -> Tensor:
-        """Planes in 0…1, `[B, 2, 128, 128]`, with mean 0 and variance 1 over the training data."""
+        """Planes in 0…1, `[B, 2, 128, W]`, with mean 0 and variance 1 over the training data."""
         return (planes - self.mean) / self.std
 
     def planes(self, x_0: Tensor) -> Tensor:
         """The inverse of `standardise`."""
         return x_0 * self.std + self.mean
 
+    def forward(self, x_t: Tensor, log_snr: Tensor, x_0_hat: Tensor | None = None,
+                known: Tensor | None = None, style: Tensor | None = None,
+                shift: Tensor | None = None) -> Prediction:
+        """Predict x_0 from `x_t`, `[B, 2, 128, 128]`, at noise level `log_snr`, `[B]`.
+
+        `x_0_hat` is an earlier prediction, probabilities `[B, 2, 128, 128]`, or None
+        (self-conditioning, Chen et al. 2022, arXiv:2208.04202). Where `known`, bool
+        `[B, 1, 128, 128]`, `x_t` is x_0 itself, and the prediction is certain. `style` and `shift`
+        are labels, int64 `[B]`: the number of the style from 1 on (0: not told), and the semitones
+        by which the music was transposed.
+        """
+        evidence, velocity = self.evidence(x_t, log_snr)
+        mask = torch.zeros_like(x_t[:, :1])
+        if known is not None:
+            planes = self.planes(x_t)
+            certain = torch.where(planes > PLANE_ONSET, LOGIT_LIMIT, -LOGIT_LIMIT)
+            evidence = torch.where(known, certain, evidence)
+            velocity = torch.where(known, planes[:, 1:], velocity)
+            mask = known.to(x_t.dtype).expand_as(mask)
+        x_0_hat = torch.zeros_like(x_t) if x_0_hat is None else x_0_hat
+        seen = torch.cat([x_t, 2 * torch.sigmoid(evidence), 2 * x_0_hat, mask], dim=1)
+        change = self.context(seen, self.embed(log_snr, style, shift)).float()
+        if known is not None:
+            change = change.masked_fill(known, 0)
+        velocity = velocity + self.config.onset_std * change[:, 2:]
+        return Prediction(evidence + change[:, :2], velocity, evidence)
+
     def evidence(self, x_t: Tensor, log_snr: Tensor) -> tuple[Tensor, Tensor]:
-        """What each noised pixel says by itself: logits `[B, 2, H, W]`, loudness `[B, 1, H, W]`.
+        """Per-pixel posterior: logits `[B, 2, H, W]` and velocity `[B, 1, H, W]` from x_t alone.
 
         A pixel is low or high. By Bayes its log odds are the prior's plus how much better "high"
         explains x_t = sqrt(a) x_0 + sqrt(1 - a) eps: sqrt(a) (high - low) (x_t - middle) / (1 - a).
-        Loudness, as good as Gaussian, is drawn from x_t / sqrt(a) toward its mean (Wiener).
+        Velocity, nearly Gaussian, is drawn from x_t / sqrt(a) toward its mean (Wiener filter).
         """
         a = torch.sigmoid(log_snr.float()).view(-1, 1, 1, 1)
         low, high = self.standardise(torch.zeros_like(self.loud)), self.standardise(self.loud)
@@ -219,86 +268,58 @@ class UNet(nn.Module):
         seen = x_t[:, 1:] / a.sqrt() * self.std[:, 1:] + self.mean[:, 1:]
         trust = self.config.onset_std**2
         trust = trust / (trust + (1 - a) / a * self.std[:, 1:] ** 2)
-        loudness = self.config.onset_mean + trust * (seen - self.config.onset_mean)
-        return logits.clamp(-LOGIT_LIMIT, LOGIT_LIMIT), loudness
+        velocity = self.config.onset_mean + trust * (seen - self.config.onset_mean)
+        return logits.clamp(-LOGIT_LIMIT, LOGIT_LIMIT), velocity
 
-    def forward(self, x_t: Tensor, log_snr: Tensor, guidance: float = 1.0,
-                known: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """x_t `[B, 2, 128, 128]`, log_snr `[B]` -> logits `[B, 2, …]`, loudness `[B, 1, …]`.
+    def embed(self, log_snr: Tensor, style: Tensor | None, shift: Tensor | None) -> Tensor:
+        """Noise level and labels as one vector, `[B, 2 C]`."""
+        zero = torch.zeros(len(log_snr), dtype=torch.long, device=log_snr.device)
+        labels = self.style(zero if style is None else style)
+        labels = labels + self.shift((zero if shift is None else shift) + self.config.transpose)
+        return F.silu(self.level(waves(log_snr.float())) + labels)
 
-        Where `known`, bool that broadcasts to them, x_t is x_0 itself: the logits are certain. They
-        say "a note sounds" and "a note starts"; loudness is plane 1 if one does. The
-        network adds to the pixel's own evidence what it makes of all the other pixels, `guidance`
-        times: above 1, samples agree better and vary less. It is autoguidance (Karras et al. 2024,
-        arXiv:2406.02507), the pixel alone being the worse version of the network to lead away from.
-        It decides which notes sound, not how many: the mean probability of each plane is kept.
-        """
-        logits, loudness = self.evidence(x_t, log_snr)
-        if known is not None:
-            planes = self.planes(x_t)
-            certain = torch.where(planes > PLANE_ONSET, LOGIT_LIMIT, -LOGIT_LIMIT)
-            logits = torch.where(known, certain, logits)
-            loudness = torch.where(known, planes[:, 1:], loudness)
-        change = self.context(torch.cat([x_t, 2 * torch.sigmoid(logits)], dim=1), log_snr).float()
-        if known is not None:
-            change = change.masked_fill(known, 0)
-        fair = logits + change[:, :2]
-        if guidance != 1:
-            mean = torch.sigmoid(fair).mean(dim=(2, 3), keepdim=True)
-            fair = with_mean(logits + guidance * change[:, :2], mean)
-        return fair, loudness + self.config.onset_std * change[:, 2:]
-
-    def context(self, x: Tensor, log_snr: Tensor) -> Tensor:
-        """The U-Net proper: `[B, 4, 128, 128]` -> `[B, 3, 128, 128]`."""
+    def context(self, seen: Tensor, c: Tensor) -> Tensor:
+        """The U-Net proper: `[B, 7, 128, 128]` -> what it adds to the evidence, `[B, 3, …]`."""
         low, rows = self.config.low_row, self.config.rows
-        band = F.pad(x[:, :, low : low + rows], (0, 0, 0, max(0, low + rows - x.shape[2])))
-        h = fold(band).contiguous(memory_format=torch.channels_last)  # [B, 4 · 48, octaves, beats]
-        level = self.level(waves(log_snr.float()))
-        h = self.stem(h) + self.place
-        skips = [h]
+        band = F.pad(seen[:, :, low : low + rows], (0, 0, 0, max(0, low + rows - seen.shape[2])))
+        h = space_to_depth(band).contiguous(memory_format=torch.channels_last)
+        h = self.stem(h) + self.place  # [B, C, octaves, beats]
+        skips = []
         for part in self.down:
-            h = part(h, level)
-            skips.append(h)
+            h = part(h, c)
+            if isinstance(part, ResidualBlock):
+                skips.append(h)
         for part in self.middle:
-            h = part(h, level)
+            h = part(h, c)
         for part in self.up:
-            h = part(h if isinstance(part, Resize) else torch.cat([h, skips.pop()], 1), level)
-        out = unfold(self.head(F.silu(self.norm(h))))[:, :, : x.shape[2] - low]
-        return F.pad(out, (0, 0, low, x.shape[2] - low - out.shape[2]))
-
-    def x_0(self, x_t: Tensor, log_snr: Tensor, guidance: float = 1.0,
-            known: Tensor | None = None) -> Tensor:
-        """The expected x_0, standardised: the best guess in the sense of least squares."""
-        logits, loudness = self(x_t, log_snr, guidance, known)
-        sounding, onset = torch.sigmoid(logits).chunk(2, dim=1)
-        loudness = loudness.clamp((ONSET + 1) / 255, 1)
-        return self.standardise(torch.cat([sounding, onset * loudness], dim=1))
+            h = part(h + skips.pop() if isinstance(part, ResidualBlock) else h, c)
+        out = depth_to_space(self.head(F.silu(self.norm(h))))[:, :, : seen.shape[2] - low]
+        return F.pad(out, (0, 0, low, seen.shape[2] - low - out.shape[2]))
 
     def schedule(self) -> Tensor:
         """alpha_bar, float64 `[noise_steps]`."""
         return cosine_schedule(self.config.noise_steps, self.config.noise_shift)
 
+    def style_number(self, style: str = "") -> int:
+        """The label of a style: by its name, or the usual one; 0 where the network knows none.
 
-def with_mean(logits: Tensor, mean: Tensor) -> Tensor:
-    """Logits `[B, C, H, W]`, those of a plane moved by one number, so that the mean of their
-    probabilities is `mean`, `[B, C, 1, 1]`: found by bisection, to a thousandth in log odds."""
-    low, high = torch.full_like(mean, -LOGIT_LIMIT), torch.full_like(mean, LOGIT_LIMIT)
-    for _ in range(16):
-        middle = (low + high) / 2
-        many = torch.sigmoid(logits + middle).mean(dim=(2, 3), keepdim=True) > mean
-        low, high = torch.where(many, low, middle), torch.where(many, middle, high)
-    return logits + (low + high) / 2
+        Raises `MusicError` for a name that it did not learn.
+        """
+        if style and style not in self.config.styles:
+            known = ", ".join(self.config.styles) or "none: train with styles in notebook 02"
+            raise MusicError(f"style {style!r} is unknown to this network; it knows {known}")
+        return self.config.styles.index(style) + 1 if style else min(1, len(self.config.styles))
 
 
-def fold(x: Tensor) -> Tensor:
-    """`[B, C, H, W]` -> `[B, C · 48, H / 12, W / 4]`: pixel-unshuffle by an octave and a beat."""
+def space_to_depth(x: Tensor) -> Tensor:
+    """`[B, C, H, W]` -> `[B, C · 48, H / 12, W / 4]`: pixel unshuffle by an octave and a beat."""
     b, c, h, w = x.shape
     x = x.view(b, c, h // OCTAVE, OCTAVE, w // BEAT, BEAT).permute(0, 1, 3, 5, 2, 4)
     return x.reshape(b, c * OCTAVE * BEAT, h // OCTAVE, w // BEAT)
 
 
-def unfold(x: Tensor) -> Tensor:
-    """The inverse of `fold`."""
+def depth_to_space(x: Tensor) -> Tensor:
+    """The inverse of `space_to_depth`."""
     b, c, h, w = x.shape
     x = x.reshape(b, c // (OCTAVE * BEAT), OCTAVE, BEAT, h, w).permute(0, 1, 4, 2, 5, 3)
     return x.reshape(b, -1, h * OCTAVE, w * BEAT)
@@ -335,6 +356,9 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> UNet:
     try:
         with safetensors.safe_open(os.fspath(path), "pt") as file:
             about = file.metadata() or {}
+            if about.get("format", "").startswith(FORMAT[:-1]) and about["format"] != FORMAT:
+                raise MusicError(f"{path}: made by an earlier version of this project; train it "
+                                 "again with notebook 02_train_diffusion")
             if about.get("format") != FORMAT:
                 raise MusicError(f"{path}: not a network of notebook 02_train_diffusion; give its "
                                  "models/diffusion.safetensors")

@@ -1,0 +1,124 @@
+"""New bars for a piece of any length, around what is kept. Explained in notebook 08.
+
+The network sees 128 columns at once. So a long gap is filled from left to right in segments, each
+conditioned on what lies before it, kept or new; the last one also on what lies behind it.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from utils.diffusion import WIDTH, generate, without_stray_sustains
+from utils.pianoroll import HELD, from_planes
+from utils.unet import BEAT
+
+LONGEST = WIDTH // 2  # columns of a segment, at most
+AHEAD = 16  # columns generated after a segment to see how its last notes go on
+
+
+def segments(begin: int, end: int, bar: int, longest: int = LONGEST) -> list[tuple[int, int]]:
+    """Where each segment of `begin` to `end` begins and ends, in columns.
+
+    Whole bars of `bar` columns, in segments as equal as can be, none longer than `longest`. Bars
+    longer than that count in beats.
+    """
+    unit = bar if bar <= longest else BEAT
+    bars = -(-(end - begin) // unit)
+    parts = -(-bars // (longest // unit))
+    step = -(-bars // parts) * unit
+    return [(first, min(first + step, end)) for first in range(begin, end, step)]
+
+
+def inpaint(network: torch.nn.Module, kept: np.ndarray, begin: int, end: int, *, bar: int = 16,
+            known: np.ndarray | None = None, start_from: np.ndarray | None = None,
+            open_end: bool = False, onsets_per_bar: float = 0.0,
+            pitch_weights: np.ndarray | None = None, seed: int = 0,
+            callback: Callable[[int, np.ndarray], None] | None = None, **options) -> np.ndarray:
+    """The roll `kept`, uint8 `[128, steps]`, with new notes in the columns `begin` to `end`.
+
+    Pixels that are active in `kept` stay, and so do those where `known`, bool `[128, steps]`, is
+    True. Windows begin on bar lines, `bar` columns apart counted from `begin`. With `open_end` the
+    music goes on after `end`; without it, what lies there, or silence, is a condition too.
+    `start_from`, a roll of the same size, is what a `strength` below 1 begins with.
+    `onsets_per_bar`, where above 0, is the density aimed at; `pitch_weights`, `[128, steps]`, are
+    those of `diffusion.weigh_pitches`. `callback(step, roll)` sees the prediction of each step,
+    uint8 `[128, 128]`. More `options` are those of `diffusion.generate`.
+    """
+    width = max(end, kept.shape[1])
+    kept = _padded(kept, width)
+    known = (kept > 0) | (_padded(known, width) if known is not None else False)
+    result = kept if start_from is None else np.where(kept > 0, kept, _padded(start_from, width))
+    result = result.copy()
+    settled = known.copy()
+    for number, (first, last) in enumerate(segments(begin, end, bar)):
+        until = min(last + AHEAD, end)
+        left = _left_edge(first, until, end, width, bar, is_last=last == end and not open_end)
+        mask = ~_window(settled, left)
+        mask[:, : first - left] = False
+        if not open_end:
+            mask[:, end - left :] = False
+        weights = _window(pitch_weights, left, 1.0) if pitch_weights is not None else None
+        new = generate(network, 1, seed=(seed + 1_000_003 * number) % 2**32,
+                       roll=_window(result, left), mask=mask, pitch_weights=weights,
+                       onsets=onsets_per_bar * int(mask.any(axis=0).sum()) / bar,
+                       callback=_watched(network, callback), **options)[0, :, first - left :]
+        inside, ahead = new[:, : last - first], new[:, last - first : until - first]
+        result[:, first:last] = np.where(known[:, first:last], result[:, first:last], inside)
+        going_on = endings(ahead, (inside[:, -1] > 0) & ~known[:, last - 1])
+        going_on &= ~settled[:, last:until]
+        result[:, last:until][going_on] = ahead[going_on]
+        settled[:, last:until] |= going_on
+    tidy = without_stray_sustains(result, ~known)
+    result[:, begin:end] = tidy[:, begin:end]
+    return result
+
+
+def endings(roll: np.ndarray, active: np.ndarray) -> np.ndarray:
+    """Where notes that are `active`, bool `[128]`, before the first column of `roll`, uint8
+    `[128, W]`, are sustained, and the pixel after, which ends them: bool `[128, W]`."""
+    found = np.zeros(roll.shape, bool)
+    for step in range(roll.shape[1]):
+        found[:, step] = active
+        active = active & (roll[:, step] == HELD)
+    return found
+
+
+def usual_density(roll: np.ndarray, begin: int, end: int, bar: int = 16) -> float:
+    """Onsets in a bar of `bar` columns, the median of up to 16 bars that sound on either side of
+    the columns `begin` to `end` of `roll`; 0 where there are none."""
+    sides = roll[:, max(begin - 16 * bar, 0) : begin], roll[:, end : end + 16 * bar]
+    onsets = [(side > HELD).sum(axis=0) for side in sides]
+    bars = [part[: len(part) // bar * bar].reshape(-1, bar).sum(axis=1) for part in onsets]
+    bars = np.concatenate(bars)
+    return float(np.median(bars[bars > 0])) if bars.any() else 0.0
+
+
+def _left_edge(first: int, until: int, end: int, width: int, bar: int, is_last: bool) -> int:
+    """The column where a segment's window begins: whole bars before it, as many as there is room.
+
+    The last segment of a gap stands in the middle, so that half of the window shows what follows.
+    """
+    behind = min((WIDTH - (until - first)) // 2, width - end + bar) if is_last else 0
+    before = min(first, WIDTH - (until - first) - behind)
+    return first - (before // bar * bar or before // BEAT * BEAT)
+
+
+def _padded(pixels: np.ndarray, width: int) -> np.ndarray:
+    """`[128, width]`, with zeros after the last column."""
+    return np.pad(pixels, ((0, 0), (0, max(width - pixels.shape[1], 0))))[:, :width]
+
+
+def _window(pixels: np.ndarray, left: int, fill: float = 0) -> np.ndarray:
+    """`[128, 128]` of `pixels` from column `left` on, filled after the last column."""
+    part = pixels[:, left : left + WIDTH]
+    return np.pad(part, ((0, 0), (0, WIDTH - part.shape[1])), constant_values=fill)
+
+
+def _watched(network: torch.nn.Module, callback: Callable[[int, np.ndarray], None] | None):
+    """A callback of `diffusion.sample` that shows `callback` the prediction as a roll."""
+    if callback is None:
+        return None
+    def watch(step: int, x_t: torch.Tensor, x_0: torch.Tensor) -> None:
+        callback(step, from_planes(network.planes(x_0)[0].cpu().numpy()))
+    return watch
