@@ -32,7 +32,7 @@ def segments(begin: int, end: int, bar: int, longest: int = LONGEST) -> list[tup
 
 def inpaint(network: torch.nn.Module, kept: np.ndarray, begin: int, end: int, *, bar: int = 16,
             known: np.ndarray | None = None, start_from: np.ndarray | None = None,
-            open_end: bool = False, onsets_per_bar: float = 0.0,
+            open_end: bool = False, longest: int = LONGEST, onsets_per_bar: float = 0.0,
             pitch_weights: np.ndarray | None = None, seed: int = 0,
             callback: Callable[[int, np.ndarray], None] | None = None, **options) -> np.ndarray:
     """The roll `kept`, uint8 `[128, steps]`, with new notes in the columns `begin` to `end`.
@@ -40,10 +40,10 @@ def inpaint(network: torch.nn.Module, kept: np.ndarray, begin: int, end: int, *,
     Pixels that are active in `kept` stay, and so do those where `known`, bool `[128, steps]`, is
     True. Windows begin on bar lines, `bar` columns apart counted from `begin`. With `open_end` the
     music goes on after `end`; without it, what lies there, or silence, is a condition too.
-    `start_from`, a roll of the same size, is what a `strength` below 1 begins with.
-    `onsets_per_bar`, where above 0, is the density aimed at; `pitch_weights`, `[128, steps]`, are
-    those of `diffusion.weigh_pitches`. `callback(step, roll)` sees the prediction of each step,
-    uint8 `[128, 128]`. More `options` are those of `diffusion.generate`.
+    `longest` is that of `segments`. `start_from`, a roll of the same size, is what a `strength`
+    below 1 begins with. `onsets_per_bar`, where above 0, is the density aimed at; `pitch_weights`,
+    `[128, steps]`, are those of `diffusion.weigh_pitches`. `callback(step, roll)` sees the
+    prediction of each step, uint8 `[128, 128]`. More `options` are those of `diffusion.generate`.
     """
     width = max(end, kept.shape[1])
     kept = _padded(kept, width)
@@ -51,7 +51,7 @@ def inpaint(network: torch.nn.Module, kept: np.ndarray, begin: int, end: int, *,
     result = kept if start_from is None else np.where(kept > 0, kept, _padded(start_from, width))
     result = result.copy()
     settled = known.copy()
-    for number, (first, last) in enumerate(segments(begin, end, bar)):
+    for number, (first, last) in enumerate(segments(begin, end, bar, longest)):
         until = min(last + AHEAD, end)
         left = _left_edge(first, until, end, width, bar, is_last=last == end and not open_end)
         mask = ~_window(settled, left)
