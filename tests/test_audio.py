@@ -1,12 +1,15 @@
 """MIDI → WAV with both renderers: length, pitch, loudness, and every way in which it can fail."""
 
 import errno
+import io
 import os
 import shutil
 import stat
 import sys
+import tracemalloc
 from pathlib import Path
 
+import hostile_midi
 import mido
 import numpy as np
 import pretty_midi
@@ -144,6 +147,81 @@ def test_tempo_changes_are_followed(tmp_path, monkeypatch):
         pytest.approx(4 + 3)
 
 
+@both
+def test_the_last_note_dies_away(renderer, tmp_path, monkeypatch):
+    choose(renderer, monkeypatch)
+    midi = write_midi(tmp_path / "a.mid", [(0, 8, 60, 100)])
+    facts = audio.midi_to_wav(midi, tmp_path / "a.wav")
+    sound, rate_hz = soundfile.read(tmp_path / "a.wav")
+    assert facts.seconds > 1.2, "an echo"
+    assert np.abs(sound[rate_hz : rate_hz + rate_hz // 20]).max() > 0.01, "that is heard"
+    assert np.abs(sound[-rate_hz // 200 :]).max() < 0.001, "and ends without a click"
+
+
+def two_notes(*later) -> mido.MidiTrack:
+    return mido.MidiTrack([
+        mido.Message("program_change", program=19), mido.Message("control_change", control=7,
+                                                                 value=90),
+        mido.Message("note_on", note=60, velocity=100), mido.Message("note_off", note=60, time=480),
+        mido.Message("note_on", note=64, velocity=90, time=480),
+        mido.Message("note_on", note=64, velocity=0, time=480), *later])  # at 1.5 s
+
+
+@both
+@pytest.mark.parametrize("late", [
+    [mido.MetaMessage("end_of_track", time=960 * 600)],
+    [mido.Message("control_change", control=64, value=0, time=960 * 600)],
+    [mido.Message("note_off", note=64, time=960 * 600)],
+    [mido.MetaMessage("text", text="late", time=960 * 600)]], ids=lambda late: late[0].type)
+def test_silence_at_the_end_costs_no_memory(renderer, late, tmp_path, monkeypatch):
+    """Ten minutes of it took 210 MB for the sound alone."""
+    choose(renderer, monkeypatch)
+    mido.MidiFile(tracks=[two_notes(*late)]).save(tmp_path / "a.mid")
+    audio.font_bytes(str(audio.SHIPPED_FONT))
+    tracemalloc.start()
+    try:
+        facts = audio.midi_to_wav(tmp_path / "a.mid", tmp_path / "a.wav")
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert facts.midi_seconds == pytest.approx(1.5) and facts.seconds < 5
+    assert peak_bytes < 30e6
+
+
+@both
+def test_a_note_that_is_never_released_fades(renderer, tmp_path, monkeypatch):
+    choose(renderer, monkeypatch)
+    late = mido.Message("note_on", note=67, velocity=90, time=480), mido.MetaMessage(
+        "end_of_track", time=960 * 60)
+    mido.MidiFile(tracks=[two_notes(*late)]).save(tmp_path / "a.mid")
+    facts = audio.midi_to_wav(tmp_path / "a.mid", tmp_path / "a.wav")
+    sound, rate_hz = soundfile.read(tmp_path / "a.wav")
+    assert facts.midi_seconds == pytest.approx(2) and 4 < facts.seconds < 5.1
+    assert np.abs(sound[-rate_hz // 200 :]).max() < 0.01
+
+
+def test_the_synthesizer_gets_what_the_file_says(tmp_path):
+    drums = mido.MidiTrack([mido.Message("note_on", channel=9, note=36, velocity=1, time=100),
+                            mido.Message("pitchwheel", pitch=99, time=5),
+                            mido.Message("sysex", data=(126, 127, 9, 1)),
+                            mido.Message("note_off", channel=9, note=36, time=200)])
+    tempo = mido.MidiTrack([mido.MetaMessage("set_tempo", tempo=250_000, time=300),
+                            mido.MetaMessage("set_tempo", tempo=1_000_000, time=300)])
+    file = mido.MidiFile(tracks=[tempo, two_notes(), drums])
+    file.save(tmp_path / "a.mid")
+    data, midi_s = audio.playable(tmp_path / "a.mid")
+
+    def timed(midi):
+        seconds = np.cumsum([message.time for message in midi])
+        return [(second, message.copy(time=0)) for second, message in
+                zip(seconds, midi, strict=True) if not message.is_meta]
+
+    before, after = timed(file), timed(mido.MidiFile(file=io.BytesIO(data)))
+    assert [message for _, message in before] == [message for _, message in after]
+    assert np.allclose([s for s, _ in before], [s for s, _ in after], atol=1e-4)
+    assert midi_s == pytest.approx(max(s for s, message in before if "note" in message.type))
+
+
 # ---------------------------------------------------------------- FluidSynth that misbehaves
 
 
@@ -241,14 +319,42 @@ def test_what_is_no_midi(content, tmp_path):
     assert "\n" not in str(caught.value) and not (tmp_path / "a.wav").exists()
 
 
-def test_a_file_of_days_is_refused(tmp_path):
+@pytest.mark.parametrize(("seconds", "hours"), [(4000.0, "1.1"), (9000.0, "2.5")])
+def test_more_than_an_hour_is_refused(seconds, hours, tmp_path):
     midi = pretty_midi.PrettyMIDI()
     instrument = pretty_midi.Instrument(0)
-    instrument.notes = [pretty_midi.Note(100, 60, 9000.0, 9001.0)]
+    instrument.notes = [pretty_midi.Note(100, 60, seconds, seconds + 1)]
     midi.instruments = [instrument]
     midi.write(str(tmp_path / "a.mid"))
-    with pytest.raises(MusicError, match="hours; cut it"):
+    with pytest.raises(MusicError, match=f"{hours} hours; cut it to 1"):
         audio.midi_to_wav(tmp_path / "a.mid", tmp_path / "a.wav")
+
+
+def test_a_midi_file_of_megabytes_is_refused(tmp_path):
+    path = tmp_path / "a.mid"
+    path.write_bytes(hostile_midi.large()["a_million_notes"][0])
+    with pytest.raises(MusicError, match=r"a\.mid: over 2 MiB"):
+        audio.midi_to_wav(path, tmp_path / "a.wav")
+
+
+@both
+@pytest.mark.parametrize("name", ["unknown_chunk", "no_end_of_track"])
+def test_an_odd_midi_file_is_played(renderer, name, tmp_path, monkeypatch):
+    choose(renderer, monkeypatch)
+    (tmp_path / "a.mid").write_bytes(hostile_midi.SMALL[name][0])
+    facts = audio.midi_to_wav(tmp_path / "a.mid", tmp_path / "a.wav")
+    assert facts.renderer == renderer and facts.rms > 0.005
+
+
+@pytest.mark.parametrize("name", hostile_midi.SMALL)
+def test_a_damaged_midi_file_is_played_or_named(name, tmp_path, monkeypatch):
+    choose("midirenderer", monkeypatch)
+    (tmp_path / "a.mid").write_bytes(hostile_midi.SMALL[name][0])
+    try:
+        audio.midi_to_wav(tmp_path / "a.mid", tmp_path / "a.wav", sample_rate=16_000)
+    except MusicError as error:
+        assert str(error).startswith((f"{tmp_path / 'a.mid'}: ", f"{tmp_path / 'a.wav'}: silent"))
+        assert "\n" not in str(error)
 
 
 def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch):

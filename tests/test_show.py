@@ -1,6 +1,7 @@
 """Looking and listening: what is drawn is what the picture holds, and files stay small."""
 
 import base64
+import html
 import html.parser
 import io
 import re
@@ -151,24 +152,67 @@ class Tags(html.parser.HTMLParser):
 def test_gallery_is_one_page_that_needs_no_other_file(tmp_path):
     wav = tone_wav(tmp_path / "a.wav", 16)
     nasty = '"><script>alert(1)</script><img src=x onerror=alert(2)> \' $pieces'
-    page = show.gallery([(nasty, picture(), wav), ("plain", picture(), wav)], tmp_path / "g.html")
+    midi = pianoroll.save_midi(picture(), tmp_path / "a.mid")
+    page = show.gallery([(nasty, picture(), wav, midi), ("plain", picture(), wav, midi)],
+                        tmp_path / "g.html", title=nasty)
     text = page.read_text(encoding="utf-8")
     tags = Tags(text)
     assert len(tags.named("article")) == 2 and len(tags.named("script")) == 1
     assert not [name for _, attributes in tags.tags for name in attributes if name.startswith("on")]
     sources = [a["src"] for tag in ("img", "audio") for a in tags.named(tag)]
     assert len(sources) == 4 and all(source.startswith("data:") for source in sources)
+    assert all(a["href"].startswith("data:audio/midi") for a in tags.named("a"))
     assert not re.search(r"https?://|<link|@import", text), "nothing is fetched"
     rolls = [a for a in tags.named("div") if a.get("role") == "slider"]
     assert [roll["data-times"] for roll in rolls] == ["[[0.0, 0], [16.0, 128]]"] * 2
     assert all(roll["tabindex"] == "0" for roll in rolls)
 
 
+def test_gallery_offers_each_midi_for_download(tmp_path):
+    wav, midi = tone_wav(tmp_path / "a.wav"), pianoroll.save_midi(picture(), tmp_path / "a.mid")
+    names = ["gan/sample_0001", "../-\u00e9t\u00e9 <b>\"'\n", "...", "x" * 300]
+    page = show.gallery([(name, picture(), wav, midi) for name in names], tmp_path / "g.html")
+    links = Tags(page.read_text(encoding="utf-8")).named("a")
+    assert [link["download"] for link in links] == [
+        "gan_sample_0001.mid", "\u00e9t\u00e9_b.mid", "piece.mid", "x" * 80 + ".mid"]
+    for link in links:
+        assert base64.b64decode(link["href"].partition(",")[2]) == midi.read_bytes()
+
+
+@pytest.mark.parametrize("name", [
+    "<script>alert(1)</script>", "\"><img src=x onerror=alert(1)>", "' onmouseover='alert(1)",
+    "</title></script><svg onload=alert(1)>", "$pieces ${title}", "a\nb\udcff\u202e"])
+def test_a_name_is_shown_as_text_wherever_it_stands(name, tmp_path):
+    wav, midi = tone_wav(tmp_path / "a.wav"), pianoroll.save_midi(picture(), tmp_path / "a.mid")
+    page = show.gallery([(name, picture(source=name), wav, midi)], tmp_path / "g.html", title=name)
+    text, player = page.read_text(encoding="utf-8"), show.listen(wav, title=name).data
+    for tags, scripts in ((Tags(text), 1), (Tags(player), 0)):
+        assert len(tags.named("script")) == scripts and not tags.named("svg")
+        assert not [key for _, attributes in tags.tags for key in attributes
+                    if key.startswith("on")]
+    shown, tags = show.one_line(name, 120), Tags(text)
+    assert tags.named("img")[0]["alt"] == f"Piano roll of {shown}"
+    assert tags.named("audio")[0]["aria-label"] == f"Player for {shown}"
+    assert [a["aria-label"] for a in tags.named("div") if a.get("role") == "slider"] == [
+        f"Position in {shown}"]
+    assert Tags(player).named("audio")[0]["aria-label"] == show.one_line(name, 80)
+    assert text.count(html.escape(shown)) == 7, "two titles, a heading and four labels"
+
+
+def test_a_figure_shows_a_script_as_text(monkeypatch):
+    shown = []
+    monkeypatch.setattr(show, "display", shown.append)
+    name = "<script>$x_{</script>"
+    assert show.figure_of(picture(source="a"), titles=name).axes[0].get_title() == name
+    show.look(picture(source=name), titles=name)
+    assert "<" not in shown[0].alt
+
+
 def test_gallery_leaves_the_old_page_when_it_fails(tmp_path):
     old = tmp_path / "g.html"
     old.write_text("old")
     with pytest.raises(Exception, match="missing"):
-        show.gallery([("x", picture(), tmp_path / "missing.wav")], old)
+        show.gallery([("x", picture(), tmp_path / "missing.wav", "a.mid")], old)
     assert [path.name for path in tmp_path.iterdir()] == ["g.html"] and old.read_text() == "old"
 
 

@@ -15,21 +15,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import midirenderer
+import mido
 import numpy as np
 import pretty_midi
 import scipy.signal
 import soundfile
-import symusic
 
 from utils import pianoroll
 from utils.pianoroll import MusicError
 
 LOWEST_RATE_HZ, HIGHEST_RATE_HZ = 16_000, 48_000
-LONGEST_S = 2 * 3600
+LONGEST_S = 3600  # an hour takes up to 4 GB of memory
+MAX_BYTES = 2**21  # of a MIDI file: four times the longest recital
 TAIL_S = 3.0  # the last notes ring on at most this long
 QUIET, SILENT = 10 ** (-60 / 20), 10 ** (-55 / 20)  # amplitudes: where a tail ends; what is silence
 RMS_TARGET, PEAK_LIMIT = 10 ** (-20 / 20), 10 ** (-1 / 20)  # -20 dB on average, peaks below -1 dB
 CLIPPED = 0.999
+TEMPO, TICKS_PER_BEAT = 500_000, 10_000  # of the MIDI for the synthesizer: 20 ticks are 1 ms
 SHIPPED_FONT = Path(pretty_midi.__file__).with_name("TimGM6mb.sf2")  # 6 MB, comes with pretty_midi
 USUAL_FONTS = (
     "~/.fluidsynth/default_sound_font.sf2",
@@ -69,32 +71,96 @@ def midi_to_wav(midi_path: str | Path, wav_path: str | Path,
     """Render a MIDI file to 16-bit stereo, at `sample_rate` (16,000 to 48,000 Hz).
 
     The WAV is as long as the music and its echo (at most 3 s), averages -20 dB and peaks below
-    -1 dB. Raises `MusicError` for a missing or silent MIDI, a missing sound font, a full disk.
+    -1 dB. Raises `MusicError` for a MIDI file that is missing, silent or longer than an hour, for
+    a missing sound font and for a full disk.
     """
     if not LOWEST_RATE_HZ <= sample_rate <= HIGHEST_RATE_HZ:
         raise MusicError(f"sample_rate {sample_rate:,} is out of range; give {LOWEST_RATE_HZ:,} "
                          f"to {HIGHEST_RATE_HZ:,}")
     font = Path(sound_font).expanduser() if sound_font is not None else default_sound_font()
     check_sound_font(font)
-    data, score = read_score(midi_path)
-    midi_s = max((float(track.end()) for track in score.tracks if len(track.notes)), default=0.0)
-    if midi_s <= 0:
-        raise Silence(f"{midi_path}: no notes, so there is nothing to hear; leave it out")
-    if midi_s > LONGEST_S:
-        raise MusicError(f"{midi_path}: lasts {midi_s / 3600:.1f} hours; cut it to 2 or fewer")
-    sound, note = with_fluidsynth(data, font, sample_rate, midi_s)
-    renderer = "FluidSynth"
-    if sound is None:
+    data, midi_s = playable(midi_path)
+    renderer, note = "FluidSynth", ""
+    try:
+        sound = with_fluidsynth(data, font, sample_rate, midi_s)
+    except RuntimeError as reason:
+        renderer, note = "midirenderer", str(reason)
         font = font if sound_font is not None else SHIPPED_FONT
         sound = with_midirenderer(data, font, sample_rate)
-        renderer = "midirenderer"
     sound = level(trim(sound, sample_rate, midi_s))
+    in_memory = io.BytesIO()
+    soundfile.write(in_memory, sound, sample_rate, format="WAV", subtype="PCM_16")
+    del sound  # an hour of it takes 1.3 GB
     with pianoroll.atomic(wav_path) as temporary:
-        in_memory = io.BytesIO()
-        soundfile.write(in_memory, sound, sample_rate, format="WAV", subtype="PCM_16")
         temporary.write_bytes(in_memory.getbuffer())
         facts = check_wav(temporary, midi_s, name=wav_path)
     return replace(facts, renderer=renderer, sound_font=font.name, note=note)
+
+
+# ---------------------------------------------------------------- what the synthesizer gets
+
+
+def playable(midi_path: str | Path) -> tuple[bytes, float]:
+    """A MIDI file written anew, and the second when its last note ends.
+
+    What any synthesizer plays: one track at one tempo, which ends 3 s after the last note, so that
+    this one can die away and what follows costs nothing. A damaged file is played as its piano
+    roll shows it. Raises `MusicError` where `pianoroll.read_midi` does (no such file, not MIDI),
+    `Silence` where there is no note, and refuses more than an hour or 2 MiB.
+    """
+    path = Path(midi_path)
+    if path.is_file() and path.stat().st_size > MAX_BYTES:
+        raise MusicError(f"{path}: over {MAX_BYTES >> 20} MiB, too much to be played; split it")
+    try:
+        messages, midi_s = timed_messages(mido.MidiFile(path, clip=True))
+    except Exception:  # mido raises many kinds
+        midi = io.BytesIO()
+        pianoroll.to_midi(pianoroll.read_midi(path)).write(midi)
+        midi.seek(0)
+        messages, midi_s = timed_messages(mido.MidiFile(file=midi))
+    if not any(message.type == "note_on" for _, message in messages):
+        raise Silence(f"{path}: no notes, so there is nothing to hear; leave it out")
+    if midi_s > LONGEST_S:
+        raise MusicError(f"{path}: lasts {midi_s / 3600:.1f} hours; cut it to 1 or less")
+    track, last = mido.MidiTrack(), 0
+    for second, message in [*messages, (midi_s + TAIL_S, mido.MetaMessage("end_of_track"))]:
+        if second <= midi_s + TAIL_S:
+            tick = mido.second2tick(second, TICKS_PER_BEAT, TEMPO)
+            track.append(message.copy(time=tick - last))
+            last = tick
+    written = io.BytesIO()
+    mido.MidiFile(ticks_per_beat=TICKS_PER_BEAT, tracks=[track]).save(file=written)
+    return written.getvalue(), midi_s
+
+
+def timed_messages(midi: mido.MidiFile) -> tuple[list[tuple[float, mido.Message]], float]:
+    """What a synthesizer plays, as pairs (second, message), and when the last note ends.
+
+    A note that is never released ends where it starts. Raises `ValueError` for times in seconds
+    (SMPTE).
+    """
+    if midi.ticks_per_beat < 0:
+        raise ValueError("SMPTE")
+    messages, held, tempo = [], set(), TEMPO
+    second = end_s = 0.0
+    for message in mido.merge_tracks(midi.tracks):
+        second += mido.tick2second(message.time, midi.ticks_per_beat, tempo)
+        if message.type == "set_tempo":
+            tempo = message.tempo or tempo
+        elif not message.is_meta and message.bytes()[0] <= 0xF0:  # a channel's, or the system's
+            messages.append((second, message))
+        if message.type in ("note_on", "note_off"):
+            key = message.channel, message.note
+            if message.type == "note_on" and message.velocity:
+                held.add(key)
+                end_s = second
+            elif key in held:
+                held.remove(key)
+                end_s = second
+    return messages, end_s
+
+
+# ---------------------------------------------------------------- synthesizers
 
 
 def check_sound_font(path: Path) -> None:
@@ -109,21 +175,62 @@ def check_sound_font(path: Path) -> None:
         raise MusicError(f"{path}: not a SoundFont file; give another .sf2 as sound_font")
 
 
+def with_fluidsynth(data: bytes, font: Path, sample_rate: int, midi_s: float) -> np.ndarray:
+    """Sound float32 `[samples, 2]`. Raises `RuntimeError` with the reason why there is none.
+
+    First through midi2audio. It ignores FluidSynth's exit code and puts the options after the
+    files, which FluidSynth 2.4.7 refuses: so what came out is checked, and otherwise the program
+    is called with its options first. Softer, too, if the sound touched full scale.
+    """
+    program = shutil.which("fluidsynth")
+    if program is None:
+        raise RuntimeError("the fluidsynth program is not installed")
+    ask = "import sys, midi2audio as m; m.FluidSynth(sys.argv[1], sys.argv[2])" \
+          ".midi_to_audio(sys.argv[3], sys.argv[4])"
+    with tempfile.TemporaryDirectory(prefix="midi2wav-") as folder:
+        midi, wav = Path(folder, "in.mid"), Path(folder, "out.wav")  # plain names
+        midi.write_bytes(data)
+        calls = [[sys.executable, "-c", ask, font, sample_rate, midi, wav]]
+        calls += [[program, "-ni", "-g", gain, "-r", sample_rate, "-F", wav, font, midi]
+                  for gain in (0.2, 0.04)]
+        for call in calls:
+            wav.unlink(missing_ok=True)
+            try:
+                ran = subprocess.run([str(part) for part in call], capture_output=True, check=False,
+                                     stdin=subprocess.DEVNULL, timeout=60 + 2 * midi_s)
+            except subprocess.TimeoutExpired:
+                raise RuntimeError("fluidsynth did not come to an end") from None
+            except OSError as error:
+                raise RuntimeError(f"fluidsynth could not be run ({error.strerror})") from None
+            try:
+                sound, rate_hz = soundfile.read(wav, dtype="float32", always_2d=True)
+            except (OSError, soundfile.SoundFileError):
+                sound, rate_hz = np.zeros((0, 2), np.float32), 0
+            peak, _ = measure(sound)
+            if b"ailed to load" in ran.stderr:  # it takes another font, unasked
+                problem = f"failed to load {font.name}"
+            elif rate_hz != sample_rate:
+                problem = "wrote no sound"
+            elif len(sound) < midi_s * rate_hz * 0.98:
+                problem = "stopped before the end of the piece"
+            elif peak < SILENT / 10:
+                problem = f"played only silence with {font.name}"
+            elif peak < CLIPPED or call is calls[-1]:
+                return sound
+    said = " ".join(ran.stderr.decode(errors="replace").split())[-80:]
+    raise RuntimeError(f"fluidsynth {problem} ({said})" if said else f"fluidsynth {problem}")
+
+
 def with_midirenderer(data: bytes, font: Path, sample_rate: int) -> np.ndarray:
     """Sound float32 `[samples, 2]`. Raises `MusicError` for a font that cannot be played."""
     try:
         wav = midirenderer.render_wave_from(font_bytes(str(font)), data)
-    except RuntimeError as error:
+        sound, rate_hz = soundfile.read(io.BytesIO(wav), dtype="float32", always_2d=True)
+    except RuntimeError as error:  # never the MIDI's fault: it is written by `playable`
         raise MusicError(f"{font}: a damaged SoundFont file ({error}); give another .sf2 as "
                          "sound_font, or install FluidSynth") from None
-    sound, rate_hz = soundfile.read(io.BytesIO(wav), dtype="float32", always_2d=True)
+    del wav
     return resample(sound, rate_hz, sample_rate)
-
-
-def resample(sound: np.ndarray, from_hz: int, to_hz: int) -> np.ndarray:
-    """Sound `[samples]` or `[samples, channels]` at another rate."""
-    common = math.gcd(from_hz, to_hz)
-    return scipy.signal.resample_poly(sound, to_hz // common, from_hz // common)
 
 
 @functools.lru_cache(maxsize=1)
@@ -132,76 +239,10 @@ def font_bytes(path: str) -> bytes:
     return Path(path).read_bytes()
 
 
-def read_score(midi_path: str | Path) -> tuple[bytes, symusic.Score]:
-    """A file's bytes and its score in seconds. A damaged one is played as its picture shows it.
-
-    Raises `MusicError` where `pianoroll.read_midi` does: no such file, not MIDI, no notes.
-    """
-    try:
-        data = Path(midi_path).read_bytes()
-        return data, symusic.Score.from_midi(data).to("second")
-    except Exception:  # symusic raises many kinds
-        mended = io.BytesIO()
-        pianoroll.to_midi(pianoroll.read_midi(midi_path)).write(mended)
-        return mended.getvalue(), symusic.Score.from_midi(mended.getvalue()).to("second")
-
-
-# ---------------------------------------------------------------- FluidSynth
-
-
-def with_fluidsynth(data: bytes, font: Path, sample_rate: int, midi_s: float
-                    ) -> tuple[np.ndarray | None, str]:
-    """Sound float32 `[samples, 2]` and "", or None and the reason why there is none.
-
-    First through midi2audio. It ignores FluidSynth's exit code and puts the options after the
-    files, which FluidSynth 2.4.7 refuses: so what came out is checked, and otherwise the program
-    is called with its options first. Softer, too, if the sound touched full scale.
-    """
-    program = shutil.which("fluidsynth")
-    if program is None:
-        return None, "the fluidsynth program is not installed"
-    ask = "import sys, midi2audio as m; m.FluidSynth(sys.argv[1], sys.argv[2])" \
-          ".midi_to_audio(sys.argv[3], sys.argv[4])"
-    reason = ""
-    try:
-        with tempfile.TemporaryDirectory(prefix="midi2wav-") as folder:
-            midi, wav = Path(folder, "in.mid"), Path(folder, "out.wav")  # plain names
-            midi.write_bytes(data)
-            calls = [[sys.executable, "-c", ask, font, sample_rate, midi, wav]]
-            calls += [[program, "-ni", "-g", gain, "-r", sample_rate, "-F", wav, font, midi]
-                      for gain in (0.2, 0.04)]
-            for call in calls:
-                wav.unlink(missing_ok=True)
-                ran = subprocess.run([str(part) for part in call], capture_output=True,
-                                     stdin=subprocess.DEVNULL, timeout=60 + 2 * midi_s, check=False)
-                if b"ailed to load" in ran.stderr:  # it would take another font, unasked
-                    return None, f"fluidsynth failed to load {font.name}"
-                sound, peak, reason = _what_came(wav, sample_rate, midi_s, font)
-                if sound is not None and (peak < CLIPPED or call is calls[-1]):
-                    return sound, ""
-                if sound is None and ran.stderr.strip():
-                    said = ran.stderr.decode(errors="replace").strip().splitlines()[-1]
-                    reason += f" ({said[:80]})"
-    except subprocess.TimeoutExpired:
-        reason = "fluidsynth did not come to an end"
-    except OSError as error:
-        reason = f"fluidsynth could not be run ({error.strerror or error})"
-    return None, reason
-
-
-def _what_came(wav: Path, sample_rate: int, midi_s: float, font: Path
-               ) -> tuple[np.ndarray | None, float, str]:
-    """FluidSynth's sound and its peak, or None and what is wrong with it."""
-    try:
-        sound, rate_hz = soundfile.read(wav, dtype="float32", always_2d=True)
-    except (OSError, soundfile.SoundFileError):
-        return None, 0.0, "fluidsynth wrote no sound"
-    peak = float(np.abs(sound).max(initial=0))
-    if rate_hz != sample_rate or len(sound) < midi_s * rate_hz * 0.98:
-        return None, peak, "fluidsynth stopped before the end of the piece"
-    if peak < SILENT / 10:
-        return None, peak, f"fluidsynth played only silence with {font.name}"
-    return sound, peak, ""
+def resample(sound: np.ndarray, from_hz: int, to_hz: int) -> np.ndarray:
+    """Sound `[samples]` or `[samples, channels]` at another rate."""
+    common = math.gcd(from_hz, to_hz)
+    return scipy.signal.resample_poly(sound, to_hz // common, from_hz // common)
 
 
 # ---------------------------------------------------------------- after rendering
@@ -209,26 +250,29 @@ def _what_came(wav: Path, sample_rate: int, midi_s: float, font: Path
 
 def trim(sound: np.ndarray, sample_rate: int, midi_s: float) -> np.ndarray:
     """As long as the music, and then until its echo is gone, at most 3 s, faded out."""
-    music = int(np.ceil(midi_s * sample_rate))
+    music = math.ceil(midi_s * sample_rate)
     tail = sound[music : music + int(TAIL_S * sample_rate)]
-    audible = np.flatnonzero(np.abs(tail).max(axis=1) > QUIET * np.abs(sound).max(initial=0))
+    audible = np.flatnonzero(np.abs(tail).max(axis=1) > QUIET * measure(sound)[0])
     keep = music + (int(audible[-1]) + 1 if len(audible) else 0)
     sound = sound[:keep]
     fade = min(int(0.2 * sample_rate), keep - music)
     if fade:
         sound[-fade:] *= np.linspace(1, 0, fade, dtype=np.float32)[:, None]
-    return np.pad(sound, ((0, max(music - len(sound), 0)), (0, 0)))
+    return sound if len(sound) >= music else np.pad(sound, ((0, music - len(sound)), (0, 0)))
 
 
 def level(sound: np.ndarray) -> np.ndarray:
-    """The same sound at -20 dB on average, less where its peaks would pass -1 dB."""
-    peak, rms = float(np.abs(sound).max(initial=0)), root_mean_square(sound)
-    return sound * np.float32(min(PEAK_LIMIT / peak, RMS_TARGET / rms)) if peak > 0 else sound
+    """The same array, changed to -20 dB on average, less where its peaks would pass -1 dB."""
+    peak, rms = measure(sound)
+    sound *= np.float32(min(PEAK_LIMIT / peak, RMS_TARGET / rms) if peak else 1)
+    return sound
 
 
-def root_mean_square(sound: np.ndarray) -> float:
-    """The average amplitude of a sound, 1.0 at full scale."""
-    return float(np.sqrt(np.mean(np.square(sound), dtype=np.float64))) if sound.size else 0.0
+def measure(sound: np.ndarray) -> tuple[float, float]:
+    """Peak and root mean square of a sound `[samples, channels]`, 1.0 at full scale."""
+    parts = np.array_split(sound.ravel(), len(sound) // 2**20 + 1)  # the square of all is large
+    power = sum(float(np.vdot(part, part)) for part in parts) / max(sound.size, 1)
+    return float(max(sound.max(initial=0), -sound.min(initial=0))), math.sqrt(power)
 
 
 def check_wav(wav_path: str | Path, midi_seconds: float, name: str | Path = "") -> WavFacts:
@@ -241,8 +285,7 @@ def check_wav(wav_path: str | Path, midi_seconds: float, name: str | Path = "") 
         sound, rate_hz = soundfile.read(wav_path, dtype="float32", always_2d=True)
     except (OSError, soundfile.SoundFileError):
         raise MusicError(f"{name}: no WAV that can be read; render it again") from None
-    seconds, rms = len(sound) / rate_hz, root_mean_square(sound)
-    peak = float(np.abs(sound).max(initial=0))
+    seconds, (peak, rms) = len(sound) / rate_hz, measure(sound)
     if not midi_seconds - 0.05 <= seconds <= midi_seconds + TAIL_S + 2:
         raise MusicError(f"{name}: lasts {seconds:.2f} s where its MIDI lasts {midi_seconds:.2f} s;"
                          " render it again")

@@ -361,25 +361,30 @@ def load_png(path: str | Path, data: bytes | None = None) -> Picture:
 
     `data` are the PNG's bytes where it is no file of its own; `path` then says where it came from.
     Black and white (two levels, no facts): each run of lit pixels is one note, velocity 100.
-    Raises `MusicError` for what is no picture of music.
+    16-bit gray keeps its upper eight bits. Raises `MusicError` for what is no picture of music.
     """
     path = Path(path)
     wrong = "is not a picture of music; give 128 or 106 gray rows, or one that notebook 01 made"
     try:
-        with Image.open(path if data is None else io.BytesIO(data)) as image:
+        with Image.open(path if data is None else io.BytesIO(data), formats=["PNG"]) as image:
             facts = dict(getattr(image, "text", {}))
             if image.width > MAX_STEPS or image.height > 128:
                 raise MusicError(f"{path}: {image.width}×{image.height} pixels: {wrong}")
+            if image.mode.startswith("I"):  # 16 bits, which convert("L") would clip
+                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
             color = np.asarray(image.convert("RGB"))
             levels = np.asarray(image.convert("L"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        if isinstance(error, MusicError):
-            raise
+    except MusicError:
+        raise
+    except Exception:  # Pillow raises many kinds
         raise MusicError(f"{path}: cannot be read as a PNG; make it again, or leave it out"
                          ) from None
     if "lowest_pitch" in facts and "steps_per_beat" in facts:
         return _with_facts(path, levels, facts)
-    if len(levels) not in LOWEST_PITCH_OF_ROWS or (color != levels[..., None]).any():
+    if (color != levels[..., None]).any():
+        raise MusicError(f"{path}: a colour image; convert it to grayscale, or give one that "
+                         "notebook 01 made")
+    if len(levels) not in LOWEST_PITCH_OF_ROWS:
         raise MusicError(f"{path}: {levels.shape[1]}×{len(levels)} pixels, no facts: {wrong}")
     if np.mean(levels >= 32) > 0.5:
         raise MusicError(f"{path}: most of it would sound at once: {wrong}")

@@ -8,6 +8,7 @@ import html
 import io
 import itertools
 import json
+import re
 import string
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -162,8 +163,10 @@ def mp3_of(wav_path: str | Path, longest_s: float = PLAYER_SECONDS) -> bytes:
     """A WAV as mono MP3 of 22.05 kHz, 3 kB a second; past `longest_s` it is faded out."""
     from utils import audio  # late: to look at pictures takes no synthesizer
 
-    sound, rate_hz = soundfile.read(wav_path, dtype="float32", always_2d=True)  # [n, channels]
-    sound = sound.mean(axis=1)[: int(longest_s * rate_hz) + 1]
+    with soundfile.SoundFile(wav_path) as wav:
+        rate_hz = wav.samplerate
+        sound = wav.read(int(longest_s * rate_hz) + 1, dtype="float32", always_2d=True)
+    sound = sound.mean(axis=1)  # [n, channels] -> [n]
     if len(sound) > longest_s * rate_hz:
         fade = rate_hz * 2
         sound[-fade:] *= np.linspace(1, 0, fade, dtype=np.float32)
@@ -232,11 +235,20 @@ def pixels_of(picture: Picture) -> bytes:
     return small.getvalue()
 
 
-def gallery(pieces: Iterable[tuple[str, Picture, str | Path]], path: str | Path,
+def download_name(title: str) -> str:
+    """A name for a MIDI file, of letters, digits, dots and dashes, that any system can save."""
+    safe = re.sub(r"[^\w.-]+", "_", title).strip("._-")
+    return f"{safe[:80] or 'piece'}.mid"
+
+
+def gallery(pieces: Iterable[tuple[str, Picture, str | Path, str | Path]], path: str | Path,
             title: str = "Music through pictures") -> Path:
-    """Write one page that opens offline. `pieces` holds title, picture and WAV of each piece."""
+    """Write one page that opens offline: look at each piece, hear it, download its MIDI.
+
+    `pieces` holds title, picture, WAV file and MIDI file of each.
+    """
     articles = []
-    for name, picture, wav_path in pieces:
+    for name, picture, wav_path, midi_path in pieces:
         times, steps = seconds_and_steps(picture), picture.levels.shape[1]
         label = html.escape(one_line(name, 120))
         facts = (f"{int((picture.levels > pianoroll.HELD).sum()):,} notes · {times[-1][0]:.1f} s · "
@@ -250,9 +262,12 @@ def gallery(pieces: Iterable[tuple[str, Picture, str | Path]], path: str | Path,
             f'<img src="{data_uri(pixels_of(picture), "image/png")}" alt="Piano roll of {label}">'
             '<div class="playhead"></div></div></div><audio controls preload="metadata" '
             f'aria-label="Player for {label}" '
-            f'src="{data_uri(mp3_of(wav_path, GALLERY_SECONDS), "audio/mpeg")}"></audio></article>')
+            f'src="{data_uri(mp3_of(wav_path, GALLERY_SECONDS), "audio/mpeg")}"></audio>'
+            f'<a download="{download_name(name)}" aria-label="Download the MIDI of {label}" '
+            f'href="{data_uri(Path(midi_path).read_bytes(), "audio/midi")}">Download the MIDI</a>'
+            '</article>')
     template = string.Template(Path(__file__).with_name("gallery.html").read_text("utf-8"))
-    page = template.substitute(title=html.escape(title), pieces="\n".join(articles),
+    page = template.substitute(title=html.escape(one_line(title, 120)), pieces="\n".join(articles),
                                background=matplotlib.colors.to_hex(COLORS(0)))
     with pianoroll.atomic(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
