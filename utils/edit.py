@@ -40,7 +40,7 @@ class MidiPiece:
     `messages[track]` are pairs (tick, message). `notes` is int64 `[N, 10]`: track, channel, pitch,
     velocity, start and end in ticks, where its messages stand in the track, start and end in steps.
     `bar_lines` are the steps where bars begin, int64 `[bars + 1]`: the first may be negative, the
-    last is where the last bar that sounds ends.
+    last is where the piece ends. The last notes may ring a little beyond it.
     """
 
     path: Path
@@ -91,15 +91,14 @@ def open_midi(path: str | Path) -> MidiPiece:
     released = notes[notes[:, OFF] < NEVER]
     if not len(released):
         raise MusicError(f"{path}: no notes (drums are left out); choose another file")
-    width = int(released[:, STOP].max())
-    last_drum = max((tick for track in messages for tick, message in track
-                     if message.type == "note_on" and message.channel == DRUMS), default=0)
-    steps = max(width, last_drum * STEPS_PER_BEAT // midi.ticks_per_beat + 1)
-    picture = replace(picture, levels=_roll(notes, width))
-    if (seconds := seconds_until(picture, steps)) > audio.LONGEST_S:
+    picture = replace(picture, levels=_roll(notes, int(released[:, STOP].max())))
+    drums = [tick * STEPS_PER_BEAT // midi.ticks_per_beat for tick, message in
+             itertools.chain(*messages) if message.type == "note_on" and message.channel == DRUMS]
+    lines = _bar_lines(path, picture, max([*drums, int(released[:, START].max())]))
+    if (seconds := seconds_until(picture, int(lines[-1]))) > audio.LONGEST_S:
         raise MusicError(f"{path}: lasts {seconds / 60:.0f} minutes; cut it to "
                          f"{audio.LONGEST_S // 60} or fewer")
-    return MidiPiece(path, midi, messages, notes, picture, _bar_lines(path, picture, steps))
+    return MidiPiece(path, midi, messages, notes, picture, lines)
 
 
 def _read(data: bytes) -> mido.MidiFile:
@@ -154,17 +153,22 @@ def _roll(notes: np.ndarray, steps: int) -> np.ndarray:
     return pianoroll.paint(np.stack([start, stop - start, pitch, velocity], 1), 128, steps)
 
 
-def _bar_lines(path: Path, picture: Picture, steps: int) -> np.ndarray:
-    """The bar lines of a piece that sounds for so many steps, and where its last bar ends."""
+def _bar_lines(path: Path, picture: Picture, last_onset: int) -> np.ndarray:
+    """The bar lines of a piece and where its last bar ends: the last one in which a note or a drum
+    begins, or that sounds to its middle."""
+    steps = max(picture.levels.shape[1], last_onset + 1)
     longer = np.pad(picture.levels, ((0, 0), (0, steps - picture.levels.shape[1])))
     lines = pianoroll.bar_lines_of(replace(picture, levels=longer))
     own = bars.lines_of(list(picture.signatures), steps + 4 * DIFFUSION.steps)
     estimated = not np.array_equal(lines, own[: len(lines)])
     lines = np.append(lines, lines[-1] + bars.BAR if estimated else own[len(lines)])
+    if set(np.diff(lines)) == {STEPS_PER_BEAT}:  # no music has bars of one beat: four make a bar
+        lines = np.arange(0, steps + bars.BAR, bars.BAR)
     if np.diff(lines).max() > DIFFUSION.steps:
         raise MusicError(f"{path}: its time signature gives bars of over {DIFFUSION.steps} "
                          "sixteenths; correct it in a music program, or choose another file")
-    return lines
+    rings = len(lines) > 2 and last_onset < lines[-2] and 2 * steps < lines[-2] + lines[-1]
+    return lines[:-1] if rings else lines
 
 
 def seconds_until(picture: Picture, step: int) -> float:
@@ -219,7 +223,10 @@ def choose_bars(piece: MidiPiece, mode: str, bars: int, first_bar: int = 0) -> t
     if not 1 <= first_bar <= count - bars + 1:
         raise MusicError(f"{piece.path}: has {count} bars; {mode} cannot replace bars {first_bar} "
                          f"to {first_bar + bars - 1}, change bars or first_bar")
-    return max(int(lines[first_bar - 1]), 0), int(lines[first_bar - 1 + bars])
+    end = int(lines[first_bar - 1 + bars])
+    if first_bar - 1 + bars == count:
+        end = max(end, piece.picture.levels.shape[1])
+    return max(int(lines[first_bar - 1]), 0), end
 
 
 def tempo_after(piece: MidiPiece) -> float:
@@ -246,7 +253,8 @@ def inside(piece: MidiPiece, begin: int, end: int) -> np.ndarray:
 
 def kept_roll(piece: MidiPiece, begin: int, end: int) -> np.ndarray:
     """The roll without the notes that give way, uint8 `[128, steps]`, to `end` at least."""
-    return _roll(piece.notes[~inside(piece, begin, end)], max(end, int(piece.bar_lines[-1])))
+    width = max(end, int(piece.bar_lines[-1]), piece.picture.levels.shape[1])
+    return _roll(piece.notes[~inside(piece, begin, end)], width)
 
 
 def neighbours(piece: MidiPiece, begin: int, end: int, bars: int = 8) -> np.ndarray:
@@ -266,7 +274,7 @@ def density(kept: np.ndarray, begin: int, end: int) -> float:
 
 def new_notes(roll: np.ndarray, kept: np.ndarray, begin: int, end: int,
               piece: MidiPiece | None = None) -> np.ndarray:
-    """The notes of `roll` in these columns that are not in `kept`, `[M, 4]` as `pianoroll.notes_of`.
+    """The notes of `roll` in these columns that are not in `kept`, `[M, 4]` in steps.
 
     Left out are sustains without an onset, pitches that a piano lacks, and notes of one column more
     than an octave beyond all others. Velocities get the mean and the spread of the neighbouring
@@ -277,9 +285,9 @@ def new_notes(roll: np.ndarray, kept: np.ndarray, begin: int, end: int,
     notes = notes[free[notes[:, 2], notes[:, 0]] > HELD]
     notes[:, 0] += begin
     length, pitch = notes[:, 1], notes[:, 2]
-    used = [*np.flatnonzero(kept.any(axis=1)), *pitch[length > 1]] or [LOWEST, HIGHEST]
-    fits = (length > 1) | ((pitch >= min(used) - 12) & (pitch <= max(used) + 12))
-    fits &= (pitch >= LOWEST) & (pitch <= HIGHEST)
+    fits = (pitch >= LOWEST) & (pitch <= HIGHEST)
+    used = [*np.flatnonzero(kept.any(axis=1)), *pitch[fits & (length > 1)]] or [LOWEST, HIGHEST]
+    fits &= (length > 1) | ((pitch >= min(used) - 12) & (pitch <= max(used) + 12))
     if piece is None:
         return notes[fits]
     shown = _shown(piece, begin, end)
@@ -315,19 +323,21 @@ def replace_notes(piece: MidiPiece, notes: np.ndarray, begin: int, end: int) -> 
     stay = np.array([tuple(at) in same for at in piece.notes[:, [START, PITCH]].tolist()])
     stay |= ~inside(piece, begin, end)
     kept, old = piece.notes[stay], piece.notes[~stay]
-    placed = _place(piece, [note for note in notes.tolist() if (note[0], note[2]) not in same], kept)
+    placed = _place(piece, [note for note in notes.tolist() if (note[0], note[2]) not in same],
+                    kept)
     gone = _pairs(old, ON_INDEX) | _pairs(old, OFF_INDEX) - _pairs(kept, OFF_INDEX)
     spans = collections.defaultdict(list)
     for *key, _, on, off in placed:
         spans[tuple(key)].append((on, off))
 
-    def cuts(track: int, tick: int, message: mido.Message) -> bool:
-        """Whether a note-off that ended nothing would now end a new note."""
-        return message.type in ("note_on", "note_off") and any(
-            on < tick < off for on, off in spans[track, message.channel, message.note])
+    def remains(track: int, index: int, tick: int, message: mido.Message) -> bool:
+        """False for notes that go, and for a note-off that ended nothing but would end a new one.
+        """
+        key = message.type in ("note_on", "note_off") and (track, message.channel, message.note)
+        return (track, index) not in gone and not any(on < tick < off for on, off in spans[key])
 
     tracks = [[(tick, 0, message) for index, (tick, message) in enumerate(pairs)
-               if (track, index) not in gone and not cuts(track, tick, message)]
+               if remains(track, index, tick, message)]
               for track, pairs in enumerate(piece.messages)]
     for track, channel, pitch, velocity, on, off in placed:
         tracks[track] += _strike(channel, pitch, velocity, on, off)
@@ -421,15 +431,15 @@ def _assemble(piece: MidiPiece, tracks: list[list[tuple[int, int, mido.Message]]
 
 def stays(piece: MidiPiece, path: str | Path, begin: int = 0, end: int = 0) -> bool:
     """Whether a file still has all notes of the piece but for those that may give way in these
-    columns, and every other message, each on its tick in its track."""
-    after = open_midi(path)
-    kept = piece.notes[~inside(piece, begin, end)]
-    return (_others(piece) <= _others(after) and
-            set(map(tuple, kept[:, : OFF + 1].tolist())) <= set(map(tuple, after.notes[:, : OFF + 1].tolist())))
+    columns, and every message that is no note, each in its track on its tick."""
+    after, kept = open_midi(path), piece.notes[~inside(piece, begin, end)]
+    kept, now = ({tuple(note) for note in notes[:, : OFF + 1].tolist()}
+                 for notes in (kept, after.notes))
+    return kept <= now and _others(piece) <= _others(after)
 
 
 def _others(piece: MidiPiece) -> collections.Counter:
-    """(track, tick, message) of all that is no note, but the end of a track, and of drums."""
+    """How often each (track, tick, message) occurs that is no note; drums are among them."""
     return collections.Counter(
         (track, tick, str(message.copy(time=0))) for track, pairs in enumerate(piece.messages)
         for tick, message in pairs if message.type != "end_of_track" and (
