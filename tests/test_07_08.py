@@ -219,7 +219,7 @@ def test_08_changes_nothing_at_strength_0_and_no_result_replaces_another(models,
 @pytest.mark.parametrize(("parameters", "expected"), [
     ({"mode": "prolong"}, "choose one of continue"), ({"bars": 0}, "bars is 0"),
     ({"strength": 2.0}, "strength is 2.0"), ({"midi_file": "none.mid"}, "none.mid: no such file"),
-    ({"mode": "infill", "bars": 999}, "infill cannot paint 999, set bars to 36 or fewer"),
+    ({"mode": "infill", "bars": 999}, "infill cannot replace bars 1 to 999"),
     ({"sampling_steps": 0}, "sampling_steps is 0"),
     ({"model_dir": "nowhere"}, "02_train_diffusion")])
 def test_08_refuses_in_one_line(parameters, expected, models, tmp_path):

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from utils import complete, diffusion, metrics, pieces, splice, unet
+from utils import complete, diffusion, edit, metrics, pieces, unet
 from utils.pianoroll import HELD, Picture, notes_of, paint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,21 +45,19 @@ def held_out(count):
         files = sorted(Path(MIDI).rglob("*.mid"), reverse=True)
     else:
         files = [p.path for p in pieces.choose_pieces("builtin") if p.split == "valid"]
-    opened = (splice.open_midi(path) for path in files)
+    opened = (edit.open_midi(path) for path in files)
     long_enough = (piece for piece in opened if piece.picture.levels.shape[1] >= 256)
     return list(itertools.islice(long_enough, count))
 
 
 def completed(network, piece, mode, seed):
-    """Eight bars in the middle or after the end: columns, what is kept, the new notes. Bars of a
-    beat, as in POP909, count as a quarter of one."""
-    bars = 8 if piece.steps_per_bar > 8 else 128 // piece.steps_per_bar
-    begin, end = splice.choose_bars(piece, mode, bars)
-    kept = splice.kept_levels(piece, begin, end)
-    painted = complete.paint_bars(network, kept, begin, end, hop=piece.steps_per_bar, seed=seed,
+    """Eight bars in the middle or after the end: columns, what is kept, the new notes."""
+    begin, end = edit.choose_bars(piece, mode, 8)
+    kept = edit.kept_roll(piece, begin, end)
+    painted = complete.paint_bars(network, kept, begin, end, hop=piece.bar_at(begin), seed=seed,
                                   open_end=mode == "continue",
-                                  density=splice.density(kept, begin, end))
-    return begin, end, kept, splice.new_notes(painted, kept, begin, end)
+                                  density=edit.density(kept, begin, end))
+    return begin, end, kept, edit.new_notes(painted, kept, begin, end, piece)
 
 
 def suits(network, chosen, control, mode):
@@ -93,7 +91,7 @@ def written(network, bars, seed=0, longest=complete.STRETCH):
 
 def heard(levels):
     """The picture of the notes that would be saved."""
-    notes = splice.new_notes(levels, np.zeros_like(levels), 0, levels.shape[1])
+    notes = edit.new_notes(levels, np.zeros_like(levels), 0, levels.shape[1])
     return paint(notes, 128, levels.shape[1])
 
 
