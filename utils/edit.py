@@ -22,8 +22,8 @@ from utils import audio, bars, pianoroll
 from utils.files import MusicError, atomic
 from utils.pianoroll import DIFFUSION, HELD, Picture
 
-MODES = ("continue", "infill", "vary", "long")
-LIMITS = {"bars": (1, 2000), "first_bar": (0, 100_000), "strength": (0, 1),
+MODES = ("continue", "infill", "vary", "long", "accompany")
+LIMITS = {"bars": (1, 2000), "density": (0, 64), "first_bar": (0, 100_000), "strength": (0, 1),
           "sampling_steps": (1, 1000), "seed": (0, 2**32 - 1)}
 STEPS_PER_BEAT = 4
 LOWEST, HIGHEST = 21, 108  # the keys of a piano: new notes stay within
@@ -190,12 +190,17 @@ def chord_markers(piece: MidiPiece) -> list[tuple[int, str]]:
 
 
 def check(mode: str, **numbers: float) -> None:
-    """Raise `MusicError` for an unknown mode or a number out of its `LIMITS`."""
+    """Raise `MusicError` for an unknown mode or a number out of its `LIMITS`.
+
+    0 bars are the whole piece, for "vary" and "accompany".
+    """
     if mode not in MODES:
         raise MusicError(f"mode {mode!r}; choose one of {', '.join(MODES)}")
     for name, value in numbers.items():
         low, high = LIMITS[name]
-        kinds = (int, float) if name == "strength" else int
+        if name == "bars" and mode in ("vary", "accompany"):
+            low = 0
+        kinds = (int, float) if name in ("strength", "density") else int
         if not isinstance(value, kinds) or not low <= value <= high:
             raise MusicError(f"{name} is {value}; choose {low} to {high:,}")
 
@@ -203,9 +208,9 @@ def check(mode: str, **numbers: float) -> None:
 def choose_bars(piece: MidiPiece, mode: str, bars: int, first_bar: int = 0) -> tuple[int, int]:
     """The columns of the new bars, from and up to. Bars count from 1.
 
-    `first_bar` 0 takes the middle for "infill" and the whole piece for "vary"; "continue" begins
-    after the last bar that sounds. Raises `MusicError` for a range outside the piece, and for a
-    result that lasts too long to be rendered.
+    `first_bar` 0 takes the middle for "infill" and the whole piece for "vary" and "accompany";
+    "continue" begins after the last bar that sounds. Raises `MusicError` for a range outside the
+    piece, and for a result that lasts too long to be rendered.
     """
     check(mode, bars=bars)
     lines, count = piece.bar_lines, piece.bars
@@ -217,7 +222,7 @@ def choose_bars(piece: MidiPiece, mode: str, bars: int, first_bar: int = 0) -> t
             raise MusicError(f"{piece.path}: with {bars} more bars it would last {seconds / 60:.0f}"
                              f" minutes; choose fewer, {audio.LONGEST_S // 60} minutes is the most")
         return begin, end
-    if mode == "vary" and first_bar == 0:
+    if mode in ("vary", "accompany") and first_bar == 0:
         first_bar, bars = 1, count
     first_bar = first_bar or max((count - bars) // 2, 0) + 1
     if not 1 <= first_bar <= count - bars + 1:

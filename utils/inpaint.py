@@ -15,6 +15,7 @@ from utils.unet import BEAT
 
 LONGEST = WIDTH // 2  # columns of a segment, at most
 AHEAD = 16  # columns generated after a segment to see how its last notes go on
+ACCOMPANIMENT = 15.0  # onsets in a bar of an accompaniment, as in POP909
 
 
 def segments(begin: int, end: int, bar: int, longest: int = LONGEST) -> list[tuple[int, int]]:
@@ -82,6 +83,20 @@ def endings(roll: np.ndarray, active: np.ndarray) -> np.ndarray:
         found[:, step] = active
         active = active & (roll[:, step] == HELD)
     return found
+
+
+def above_melody(roll: np.ndarray, distance: int = 2) -> np.ndarray:
+    """Where a line that follows the top voice of `roll`, uint8 `[128, steps]`, and all above it
+    lies: bool `[128, steps]`. The line is `distance` semitones below the voice; in a rest it stays.
+    """
+    active = roll > 0
+    sounds = np.flatnonzero(active.any(axis=0))
+    if not len(sounds):
+        return active
+    top = 127 - active[::-1].argmax(axis=0)
+    before = np.searchsorted(sounds, np.arange(roll.shape[1]), side="right") - 1
+    top = top[sounds[np.maximum(before, 0)]]
+    return np.arange(128)[:, None] >= top - distance
 
 
 def usual_density(roll: np.ndarray, begin: int, end: int, bar: int = 16) -> float:
