@@ -13,7 +13,6 @@ Relative paths are taken from the repository root.
 import argparse
 import csv
 import difflib
-import functools
 import itertools
 import sys
 import time
@@ -50,7 +49,6 @@ def chosen(only: Iterable[str | int] = ()) -> list[str]:
     return numbers
 
 
-@functools.cache
 def declared(number: str) -> dict[str, str]:
     """A notebook's parameters and the kind of each: bool, int, float or str."""
     return {name: facts["inferred_type_name"]
@@ -64,14 +62,15 @@ def parameters_of(given: dict[str, object], numbers: list[str]) -> dict[str, dic
     for a name that none of these notebooks has and for a value of another kind.
     """
     result = {number: {} for number in numbers}
+    known = {number: declared(number) for number in NOTEBOOKS}
     for full_name, value in sorted(given.items(), key=lambda item: "." in item[0]):
         number, _, name = full_name.rpartition(".")
         if name == "run_dir":
             raise MusicError("run_dir: give it as --run-dir")
         asked = chosen([number]) if number else list(NOTEBOOKS)
-        owners = [one for one in asked if name in declared(one)]
+        owners = [one for one in asked if name in known[one]]
         if not owners:
-            names = {name for one in asked for name in declared(one)}
+            names = {name for one in asked for name in known[one]}
             meant = difflib.get_close_matches(name, names, n=1)
             raise MusicError(f"{full_name}: no such parameter; " + (
                 f"did you mean {meant[0]}?" if meant else "notebooks list theirs near their top"))
@@ -79,7 +78,7 @@ def parameters_of(given: dict[str, object], numbers: list[str]) -> dict[str, dic
             raise MusicError(f"{full_name}: a parameter of {' '.join(owners)}, and --only leaves "
                              "that out")
         for one in set(owners) & set(numbers):
-            result[one][name] = as_kind(full_name, value, declared(one)[name])
+            result[one][name] = as_kind(full_name, value, known[one][name])
     return result
 
 
@@ -137,12 +136,12 @@ def run_chain(run_dir: str | Path, parameters: dict | None = None, only: Iterabl
             print(f"{path.stem} took {time.perf_counter() - start_s:.0f} s", flush=True)
 
 
-def cell_limit_s(values: dict, cell_minutes: float | None) -> float | None:
+def cell_limit_s(values: dict, cell_minutes: float | None) -> int | None:
     """Seconds that a cell may take; None is any time: so for a training of so many steps."""
     if cell_minutes is None:
         steps, minutes = values.get("train_steps"), values.get("minutes", 0)
         cell_minutes = 0 if steps else CELL_MINUTES + minutes
-    return 60 * cell_minutes or None
+    return int(60 * cell_minutes) or None
 
 
 def one_line(error: Exception) -> str:

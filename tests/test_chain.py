@@ -304,9 +304,7 @@ def one_notebook(tmp_path, monkeypatch):
     def make(source: str) -> None:
         nbformat.write(notebook_of("run_dir: str = ''  # a", source), tmp_path / "01_odd.ipynb")
         monkeypatch.setattr(chain, "NOTEBOOKS", {"01": tmp_path / "01_odd.ipynb"})
-        chain.declared.cache_clear()
-    yield make
-    chain.declared.cache_clear()
+    return make
 
 
 def test_a_cell_that_does_not_end_is_stopped(one_notebook, tmp_path):
