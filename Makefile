@@ -57,10 +57,10 @@ bench: $(READY)  ## measure speed against peers, side by side
 	@for name in metrics diffusion gan complete; do echo "== $$name"; $(PY) tests/benchmarks/bench_$$name.py; done
 
 sweep: $(READY)  ## a small grid of parameters, two runs at a time, with one table at the end
-	$(PY) sweep.py seed=0,1 02.train_steps=300,600 02.size=tiny,small
+	$(PY) chain.py --run-dir runs/sweep --only 01 02 07 --grid seed=0,1 02.train_steps=300,600 02.size=tiny,small
 
 refresh: $(READY)  ## run the notebooks from scratch and keep their outputs (before a commit)
-	$(PY) chain.py --refresh
+	$(PY) tests/nbval_fresh.py --refresh
 
 clean:  ## remove the tools' caches (never runs/)
 	rm -rf .pytest_cache .ruff_cache .hypothesis

@@ -1,62 +1,154 @@
 """Run the notebooks one after another with papermill: `python chain.py --help`.
 
-The whole chain into one folder, or some notebooks of it, with any of their parameters:
+The whole chain into one folder, or some notebooks of it, with any of their parameters, or with
+every combination of a few values, in a folder for each and with one table at the end:
 
     python chain.py --run-dir runs/mine --midi-dir ~/midi -p 02.train_steps 5000
     python chain.py --run-dir runs/mine --only 04 05 06
+    python chain.py --run-dir runs/grid --only 01 02 07 --grid seed=0,1 02.size=tiny,small
+
+Relative paths are taken from the repository root.
 """
 
 import argparse
-import ast
-import shutil
+import csv
+import difflib
+import itertools
 import sys
-import tempfile
 import time
 from collections.abc import Iterable
 from pathlib import Path
 
-import nbformat
+import joblib
 import papermill
-from nbclient import NotebookClient
+from nbclient.exceptions import CellTimeoutError, DeadKernelError
 from papermill.exceptions import PapermillExecutionError
+from tqdm import tqdm
+
+from utils.files import MusicError, as_kind, write_table
 
 ROOT = Path(__file__).parent.resolve()
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
-NOT_COPIED = (".git", ".venv", "runs", "__pycache__", ".*_cache", ".hypothesis",
-              ".ipynb_checkpoints")
+PATHS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+NOTEBOOKS = {path.name[:2]: path for path in PATHS}
+CELL_MINUTES = 120  # the most that a cell may take, beyond the minutes that a training was given
+RESULTS = ("set", "frechet", "frechet_error", "overlap", "diversity", "memorised_share")  # of 07
+
+
+# ---------------------------------------------------------------- what is asked for
+
+
+def chosen(only: Iterable[str | int] = ()) -> list[str]:
+    """The numbers of the notebooks to run, in order; all of them where `only` is empty.
+
+    4 means 04. Raises `MusicError` for a number that no notebook has.
+    """
+    numbers = sorted({str(number).zfill(2) for number in only} or NOTEBOOKS)
+    for number in numbers:
+        if number not in NOTEBOOKS:
+            raise MusicError(f"there is no notebook {number}; choose from {' '.join(NOTEBOOKS)}")
+    return numbers
+
+
+def declared(number: str) -> dict[str, str]:
+    """A notebook's parameters and the kind of each: bool, int, float or str."""
+    return {name: facts["inferred_type_name"]
+            for name, facts in papermill.inspect_notebook(NOTEBOOKS[number]).items()}
+
+
+def parameters_of(given: dict[str, object], numbers: list[str]) -> dict[str, dict[str, object]]:
+    """For each notebook those of `given` that it has, with values as the notebook declares them.
+
+    A name such as `02.seed` is for notebook 02 alone, and comes before `seed`. Raises `MusicError`
+    for a name that none of these notebooks has and for a value of another kind.
+    """
+    result = {number: {} for number in numbers}
+    known = {number: declared(number) for number in NOTEBOOKS}
+    for full_name, value in sorted(given.items(), key=lambda item: "." in item[0]):
+        number, _, name = full_name.rpartition(".")
+        if name == "run_dir":
+            raise MusicError("run_dir: give it as --run-dir")
+        asked = chosen([number]) if number else list(NOTEBOOKS)
+        owners = [one for one in asked if name in known[one]]
+        if not owners:
+            names = {name for one in asked for name in known[one]}
+            meant = difflib.get_close_matches(name, names, n=1)
+            raise MusicError(f"{full_name}: no such parameter; " + (
+                f"did you mean {meant[0]}?" if meant else "notebooks list theirs near their top"))
+        if not set(owners) & set(numbers):
+            raise MusicError(f"{full_name}: a parameter of {' '.join(owners)}, and --only leaves "
+                             "that out")
+        for one in set(owners) & set(numbers):
+            result[one][name] = as_kind(full_name, value, known[one][name])
+    return result
+
+
+def grid_of(wishes: Iterable[str]) -> list[dict[str, str]]:
+    """All combinations of `NAME=VALUE,VALUE…`."""
+    values = {}
+    for wish in wishes:
+        name, _, text = wish.partition("=")
+        if not (name and text):
+            raise MusicError(f"--grid {wish!r}: give NAME=VALUE,VALUE, such as seed=0,1")
+        values[name] = text.split(",")
+    choices = itertools.product(*values.values())
+    return [dict(zip(values, choice, strict=True)) for choice in choices]
+
+
+# ---------------------------------------------------------------- one run
 
 
 def run_chain(run_dir: str | Path, parameters: dict | None = None, only: Iterable[str] = (),
-              live: bool = True) -> None:
-    """Run the notebooks in order. Each gets those of `parameters` that it knows; one named
-    `02.train_steps` goes to notebook 02 alone.
+              live: bool = True, cell_minutes: float | None = None) -> None:
+    """Run the notebooks in order, each with its own of `parameters` (see `parameters_of`).
 
     The executed notebooks are kept in `run_dir/notebooks`. With `live`, their output appears as
-    it comes. A run that trains a model also loads models from itself. Raises
-    `PapermillExecutionError` where a cell fails.
+    it comes. A run that trains a model also loads models from itself. A cell may take
+    `cell_minutes` (0: any time; None: two hours more than the training was given). Raises
+    `PapermillExecutionError` where a cell fails, `MusicError` where it takes too long or the kernel
+    dies, or for parameters that are not the notebooks' own.
     """
-    chosen = [path for path in NOTEBOOKS if not only or path.name[:2] in set(only)]
-    given = {"run_dir": str(run_dir)} | (parameters or {})
-    if {"02", "03"} & {path.name[:2] for path in chosen}:
-        given = {"model_dir": str(Path(run_dir) / "models")} | given
-    for number, path in enumerate(chosen, 1):
+    numbers, run_dir = chosen(only), Path(run_dir).expanduser()
+    own = parameters_of(parameters or {}, numbers)
+    usual = {"run_dir": str(run_dir)}
+    if {"02", "03"} & set(numbers):
+        usual["model_dir"] = str(run_dir / "models")
+    for place, number in enumerate(numbers, 1):
+        path = NOTEBOOKS[number]
         output = ROOT / run_dir / "notebooks" / path.name
         output.parent.mkdir(parents=True, exist_ok=True)
-        print(f"\n[{number}/{len(chosen)}] {path.stem}", flush=True)
+        values = {name: usual[name] for name in usual if name in declared(number)} | own[number]
+        limit_s = cell_limit_s(values, cell_minutes)
+        if live:
+            print(f"\n[{place}/{len(numbers)}] {path.stem}", flush=True)
         start_s = time.perf_counter()
-        papermill.execute_notebook(
-            path, output, parameters_for(path, given), cwd=ROOT, progress_bar=not live,
-            stdout_file=sys.stdout if live else None,
-            stderr_file=sys.stderr if live else None)
-        print(f"{path.stem} took {time.perf_counter() - start_s:.0f} s", flush=True)
+        try:
+            papermill.execute_notebook(
+                path, output, values, cwd=ROOT, progress_bar=False, execution_timeout=limit_s,
+                iopub_timeout=60, stdout_file=sys.stdout if live else None,
+                stderr_file=sys.stderr if live else None)
+        except CellTimeoutError:
+            raise MusicError(f"{path.stem}: a cell took longer than {(limit_s or 60) / 60:g} "
+                             "minutes; run it again, or give more with --cell-minutes") from None
+        except DeadKernelError:
+            raise MusicError(f"{path.stem}: its process ended, most likely because memory ran out; "
+                             "free some, or choose smaller parameters") from None
+        if live:
+            print(f"{path.stem} took {time.perf_counter() - start_s:.0f} s", flush=True)
 
 
-def parameters_for(path: Path, given: dict) -> dict:
-    """Those of `given` that the notebook has, without the number before a dot."""
-    known = papermill.inspect_notebook(path)
-    own = {name.rpartition(".")[2]: value for name, value in given.items()
-           if name.rpartition(".")[0] in ("", path.name[:2])}
-    return {name: value for name, value in own.items() if name in known}
+def cell_limit_s(values: dict, cell_minutes: float | None) -> int | None:
+    """Seconds that a cell may take; None is any time: so for a training of so many steps."""
+    if cell_minutes is None:
+        steps, minutes = values.get("train_steps"), values.get("minutes", 0)
+        cell_minutes = 0 if steps else CELL_MINUTES + minutes
+    return int(60 * cell_minutes) or None
+
+
+def one_line(error: Exception) -> str:
+    """What went wrong, without the call stack."""
+    if isinstance(error, PapermillExecutionError):
+        return f"{error.ename}: {error.evalue}"
+    return f"{type(error).__name__}: {error}"
 
 
 def say_where(run_dir: Path) -> None:
@@ -64,77 +156,100 @@ def say_where(run_dir: Path) -> None:
     print()
     for what, pattern in (("pictures", "samples/**/*.png"), ("MIDI", "midi/**/*.mid"),
                           ("WAV", "wav/**/*.wav"), ("figures", "figures/*")):
-        found = len(list((ROOT / run_dir).glob(pattern)))
+        found = len(list(run_dir.glob(pattern)))
         if found:
-            print(f"{found:5d} {what:9} {run_dir}/{pattern.split('/')[0]}")
-    if (ROOT / run_dir / "gallery.html").is_file():
-        print(f"      look and listen: open {run_dir}/gallery.html in a browser")
+            print(f"{found:5d} {what:9} {run_dir / pattern.split('/')[0]}")
+    if (run_dir / "gallery.html").is_file():
+        print(f"      look and listen: open {run_dir / 'gallery.html'} in a browser")
 
 
-def fresh_copy(folder: str | Path) -> Path:
-    """Copy the tree, without what runs and tools made, to see it as a newcomer does."""
-    copy = Path(folder) / "fresh"
-    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(*NOT_COPIED))
-    return copy
+# ---------------------------------------------------------------- a grid of runs
 
 
-def refresh(only: Iterable[str] = ()) -> None:
-    """Run the notebooks with their defaults in a fresh copy, and keep their outputs here."""
-    with tempfile.TemporaryDirectory() as folder:
-        copy = fresh_copy(folder)
-        for path in sorted((copy / "notebooks").glob("[0-9][0-9]_*.ipynb")):
-            start_s = time.perf_counter()
-            notebook = nbformat.read(path, as_version=4)
-            NotebookClient(notebook, timeout=3600, resources={"metadata": {"path": path.parent}},
-                           ).execute()
-            if not only or path.name[:2] in set(only):
-                nbformat.write(cleaned(notebook), ROOT / "notebooks" / path.name)
-            print(f"{path.stem}: {time.perf_counter() - start_s:.0f} s", flush=True)
+def run_grid(run_dir: Path, grid: list[dict], parameters: dict, only: Iterable[str], jobs: int,
+             cell_minutes: float | None) -> bool:
+    """Run each combination in `run_dir/01`, `run_dir/02`…, `jobs` at a time, each in its own
+    process. Prints one table and writes it to `run_dir/grid.csv`; whether all runs went well."""
+    runs = joblib.Parallel(n_jobs=jobs, return_as="generator")(
+        joblib.delayed(run_one)(run_dir / f"{number:02d}", settings, parameters, only, cell_minutes)
+        for number, settings in enumerate(grid, 1))
+    rows = [row for run in tqdm(runs, "grid", len(grid), unit="run") for row in run]
+    columns = ["run", *grid[0], "seconds", *RESULTS, "error"]
+    columns = [name for name in columns if any(name in row for row in rows)]
+    write_table(run_dir / "grid.csv", columns, [[row.get(c, "") for c in columns] for row in rows])
+    print(table_of(rows, columns))
+    print(f"\n{run_dir / 'grid.csv'}; each run in its folder beside it")
+    return not any("error" in row for row in rows)
 
 
-def cleaned(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Without progress bars, timestamps and the machine's versions, so that a diff shows change."""
-    notebook.metadata = {"kernelspec": {"display_name": "Python 3", "language": "python",
-                                        "name": "python3"},
-                         "language_info": {"name": "python"}}
-    for cell in notebook.cells:
-        cell.metadata.pop("execution", None)
-        if cell.cell_type == "code":
-            cell.outputs = [out for out in cell.outputs if out.get("name") != "stderr"]
-    return notebook
-
-
-def value_of(text: str) -> object:
-    """A parameter from the command line: 5, 0.1 and True as what they are, the rest as text."""
+def run_one(folder: Path, settings: dict, parameters: dict, only: Iterable[str],
+            cell_minutes: float | None) -> list[dict[str, object]]:
+    """One run of a grid: a row for each model that notebook 07 measured, or one with the error."""
+    start_s, row = time.perf_counter(), {"run": folder.name} | settings
     try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        return text
+        run_chain(folder, parameters | settings, only, False, cell_minutes)
+    except Exception as error:  # whatever it is, the other runs go on
+        return [row | {"error": one_line(error)}]
+    row["seconds"] = round(time.perf_counter() - start_s)
+    if "07" not in chosen(only):
+        return [row]
+    with (folder / "report" / "metrics.csv").open(encoding="utf-8", newline="") as file:
+        measured = [line for line in csv.DictReader(file) if line["set"] in ("diffusion", "gan")]
+    return [row | {name: line[name] for name in RESULTS} for line in measured]
+
+
+def table_of(rows: list[dict[str, object]], columns: list[str]) -> str:
+    """Rows as aligned text: numbers with three digits, at most 100 characters in a cell."""
+    def short(value: object) -> str:
+        try:
+            return f"{float(str(value)):.3g}" if "." in str(value) else str(value)[:100]
+        except ValueError:
+            return str(value)[:100]
+    cells = [columns, *([short(row.get(name, "")) for name in columns] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
+                     for line in cells)
+
+
+# ---------------------------------------------------------------- the command line
 
 
 def main() -> int:
-    """The command line; the exit status is 1 where a notebook failed."""
+    """The exit status: 1 where a run failed, 2 where what was asked for cannot be run."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run-dir", default="runs/default", help="where everything goes")
-    parser.add_argument("--midi-dir", default="builtin", help="a folder or a collection's name")
+    parser.add_argument("--midi-dir", help="a folder or a collection's name, for notebook 01")
     parser.add_argument("--only", nargs="+", default=(), metavar="NN",
                         help="just these, such as 04")
     parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"),
                         help="a parameter, or NN.NAME for notebook NN alone")
-    parser.add_argument("--refresh", action="store_true",
-                        help="renew the outputs of the notebooks in the repository")
-    arguments = parser.parse_args()
-    if arguments.refresh:
-        refresh(arguments.only)
-        return 0
-    parameters = {"01.midi_dir": arguments.midi_dir}
-    parameters |= {name: value_of(value) for name, value in arguments.p}
+    parser.add_argument("--grid", nargs="+", action="extend", metavar="NAME=VALUE,VALUE",
+                        help="run every combination, each in a folder of its own below run-dir")
+    parser.add_argument("--jobs", type=int, default=2, help="runs of a grid at a time")
+    parser.add_argument("--cell-minutes", type=float, metavar="M",
+                        help="the most that one cell may take; 0: any time")
+    asked = parser.parse_args()
+    for stream in (sys.stdout, sys.stderr):  # a pipe on Windows cannot take every character
+        stream.reconfigure(errors="replace")
+    parameters = dict(asked.p) | ({"01.midi_dir": asked.midi_dir} if asked.midi_dir else {})
+    run_dir = ROOT / Path(asked.run_dir).expanduser()
     try:
-        run_chain(arguments.run_dir, parameters, arguments.only)
-    except PapermillExecutionError as error:
-        print(f"\n{error.ename}: {error.evalue}", file=sys.stderr)
+        grid = grid_of(asked.grid or ())
+        for settings in grid:  # refused before anything runs
+            parameters_of(parameters | settings, chosen(asked.only))
+    except MusicError as error:
+        print(error, file=sys.stderr)
+        return 2
+    if Path.cwd() != ROOT:
+        print(f"relative paths are taken from {ROOT}")
+    if asked.grid:
+        return 1 - run_grid(run_dir, grid, parameters, asked.only, asked.jobs, asked.cell_minutes)
+    try:
+        run_chain(asked.run_dir, parameters, asked.only, cell_minutes=asked.cell_minutes)
+    except (PapermillExecutionError, MusicError) as error:
+        print(f"\n{one_line(error)}", file=sys.stderr)
         return 1
-    say_where(Path(arguments.run_dir))
+    say_where(run_dir)
     return 0
 
 

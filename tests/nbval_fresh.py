@@ -1,21 +1,68 @@
-"""Run `pytest --nbval` on every notebook in a fresh copy of the tree, as a newcomer's clone is.
+"""Run every notebook in a fresh copy of the tree, as a newcomer's clone is.
 
-In the working tree an earlier run's pictures would change what 05 and 06 find.
+    python tests/nbval_fresh.py [NOTEBOOK...]   compare their outputs: pytest --nbval, strict
+    python tests/nbval_fresh.py --refresh       keep the new outputs instead, before a commit
+
+In the working tree an earlier run's images would change what 05 and 06 find.
 """
 
+import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+import nbformat
+from nbclient import NotebookClient
 
-from chain import fresh_copy
+ROOT = Path(__file__).parents[1]
+NOT_COPIED = (".git", ".venv", "runs", "__pycache__", ".*_cache", ".hypothesis",
+              ".ipynb_checkpoints")
 
-if __name__ == "__main__":
+
+def fresh_copy(folder: str | Path) -> Path:
+    """Copy the tree into `folder`, without what runs and tools made."""
+    copy = Path(folder) / "fresh"
+    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(*NOT_COPIED))
+    return copy
+
+
+def refresh(copy: Path) -> None:
+    """Run the notebooks with their defaults in the copy, and keep their outputs here."""
+    for path in sorted((copy / "notebooks").glob("[0-9][0-9]_*.ipynb")):
+        start_s = time.perf_counter()
+        notebook = nbformat.read(path, as_version=4)
+        NotebookClient(notebook, timeout=3600,
+                       resources={"metadata": {"path": path.parent}}).execute()
+        nbformat.write(cleaned(notebook), ROOT / "notebooks" / path.name)
+        print(f"{path.stem}: {time.perf_counter() - start_s:.0f} s", flush=True)
+
+
+def cleaned(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Without progress bars, timestamps and the machine's versions, so that a diff shows change."""
+    notebook.metadata = {"kernelspec": {"display_name": "Python 3", "language": "python",
+                                        "name": "python3"},
+                         "language_info": {"name": "python"}}
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)
+        if cell.cell_type == "code":
+            cell.outputs = [out for out in cell.outputs if out.get("name") != "stderr"]
+    return notebook
+
+
+def main() -> int:
+    """The exit status is pytest's."""
     with tempfile.TemporaryDirectory() as folder:
         copy = fresh_copy(folder)
+        if sys.argv[1:] == ["--refresh"]:
+            refresh(copy)
+            return 0
         command = [sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env",
                    "--nbval-sanitize-with", "tests/nbval_sanitize.cfg", "--nbval-cell-timeout",
                    "1200", "-p", "no:cacheprovider", *(sys.argv[1:] or ["notebooks"])]
-        sys.exit(subprocess.run(command, cwd=copy, check=False).returncode)
+        return subprocess.run(command, cwd=copy, check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())

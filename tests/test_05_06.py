@@ -116,6 +116,47 @@ def test_again_gives_the_same_bytes(run, tmp_path):
     assert before == after
 
 
+@pytest.fixture(scope="module")
+def second_run(tmp_path_factory) -> Path:
+    """Three samples decoded and rendered; then one is gone, one silent, one is another, and 05
+    runs again, and 06 too."""
+    run_dir = tmp_path_factory.mktemp("again")
+    names = ["gone", "silent", "stays"]
+    for seed, name in enumerate(names):
+        pianoroll.save_png(picture(pianoroll.DIFFUSION, seed), run_dir / "samples" / f"{name}.png")
+    pianoroll.save_midi(picture(pianoroll.DIFFUSION, 9), run_dir / "midi" / "complete" / "own.mid")
+    execute("05_img2midi", run_dir, run_dir=str(run_dir))
+    execute("06_midi2wav", run_dir, run_dir=str(run_dir))
+    (run_dir / "samples" / "gone.png").unlink()
+    pianoroll.save_png(Picture(np.zeros((128, 128), np.uint8)), run_dir / "samples" / "silent.png")
+    (run_dir / "wav" / "mine.wav").write_bytes(b"not of notebook 06")
+    execute("05_img2midi", run_dir, run_dir=str(run_dir))
+    pianoroll.save_png(picture(pianoroll.GAN, 7), run_dir / "samples" / "stays.png")
+    execute("06_midi2wav", run_dir, run_dir=str(run_dir))
+    return run_dir
+
+
+def test_05_removes_what_it_decoded_before_and_nothing_else(second_run):
+    assert relative(second_run / "midi", ".mid") == {"stays.mid", "complete/own.mid"}
+
+
+def test_06_removes_what_it_rendered_before_and_nothing_else(second_run):
+    assert relative(second_run / "wav", ".wav") == {"stays.wav", "complete/own.wav", "mine.wav"}
+
+
+def test_the_gallery_shows_no_picture_that_is_newer_than_the_music(second_run):
+    page = (second_run / "gallery.html").read_text(encoding="utf-8")
+    assert page.count("<article>") == 2 and "300]]" not in page
+
+
+def test_two_suffixes_of_one_name_give_two_sounds(tmp_path):
+    for seed, name in enumerate(["song.mid", "song.midi"]):
+        pianoroll.save_midi(picture(pianoroll.DIFFUSION, seed), tmp_path / "mine" / name)
+    execute("06_midi2wav", tmp_path, run_dir=str(tmp_path / "run"), midi_dir=str(tmp_path / "mine"),
+            sample_rate=16_000)
+    assert relative(tmp_path / "run" / "wav", ".wav") == {"song.mid.wav", "song.midi.wav"}
+
+
 def test_any_folder_of_midi_without_fluidsynth(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))  # nothing is found there
     midi_dir, run_dir = tmp_path / "my midi", tmp_path / "run"
@@ -135,8 +176,12 @@ def test_any_folder_of_midi_without_fluidsynth(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("name", "parameters", "line"), [
-    ("05_img2midi", {"image_dir": "EMPTY"}, "no PNGs; run notebook 04_load_model first"),
-    ("06_midi2wav", {"midi_dir": "EMPTY"}, "no MIDI files; run notebook 05_img2midi first"),
+    ("05_img2midi", {"image_dir": "EMPTY"}, "EMPTY: no PNGs in it; set image_dir to a folder"),
+    ("06_midi2wav", {"midi_dir": "EMPTY"}, "EMPTY: no MIDI files in it; set midi_dir to a folder"),
+    ("05_img2midi", {"image_dir": "nowhere"}, "nowhere: no such folder; set image_dir to a folder"),
+    ("05_img2midi", {"image_dir": "README.md"}, "README.md: not a folder; set image_dir to a"),
+    ("06_midi2wav", {"midi_dir": "nowhere"}, "nowhere: no such folder; set midi_dir to a folder"),
+    ("06_midi2wav", {"sample_rate": "fast"}, "sample_rate is 'fast'; give a whole number"),
     ("06_midi2wav", {"sound_font": "nowhere.sf2"}, "nowhere.sf2: no such sound font"),
 ])
 def test_one_line_says_what_to_do(name, parameters, line, tmp_path):

@@ -1,0 +1,59 @@
+"""Parameters as they are declared, names of outputs, and what an earlier run left."""
+
+from pathlib import Path
+
+import pytest
+
+from utils import files
+from utils.files import MusicError, as_kind, output_names
+
+
+@pytest.mark.parametrize(("value", "kind", "expected"), [
+    ("false", "bool", False), ("True", "bool", True), (0, "bool", False), (True, "bool", True),
+    ("1e4", "int", 10_000), (1e4, "int", 10_000), ("-3", "int", -3), ("20_000", "int", 20_000),
+    (2**60 + 1, "int", 2**60 + 1), (2, "float", 2.0), ("1e-3", "float", 0.001),
+    ("2018", "str", "2018"), ("", "str", ""), ("a~b", "str", "a~b"),
+])
+def test_a_value_becomes_what_its_annotation_says(value, kind, expected):
+    result = as_kind("x", value, kind)
+    assert result == expected and type(result) is type(expected)
+
+
+@pytest.mark.parametrize(("value", "kind"), [
+    ("two", "int"), (1.5, "int"), ("1.5", "int"), ("", "int"), (True, "int"), ("inf", "int"),
+    (None, "int"), ("nan", "float"), ("", "float"), (2, "bool"), ("", "bool"), (2018, "str"),
+    (None, "str"), ("two\nlines", "int")])
+def test_a_value_of_another_kind_is_refused_in_one_line(value, kind):
+    with pytest.raises(MusicError, match=r"x is .*; give ") as caught:
+        as_kind("x", value, kind)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_tilde_is_the_home_folder(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    namespace = {"folder": "~/midi", "other": "~", "__annotations__": {"folder": str}}
+    assert files.as_declared(namespace) == {"folder": str(tmp_path / "midi")}
+
+
+@pytest.mark.parametrize(("sources", "expected"), [
+    (["a.mid", "b/a.midi"], ["a.wav", "b/a.wav"]),
+    (["a.mid", "a.midi", "b.mid"], ["a.mid.wav", "a.midi.wav", "b.wav"]),
+    (["A.mid", "a.midi"], ["A.mid.wav", "a.midi.wav"]),
+    (["a.mid", "a.mid.mid", "a.midi"], ["a.mid.wav", "a.mid.mid.wav", "a.midi.wav"]),
+])
+def test_no_two_outputs_have_one_name(sources, expected):
+    assert output_names([Path(source) for source in sources], ".wav") == \
+        [Path(name) for name in expected]
+
+
+def test_only_files_that_a_listing_names_are_removed(tmp_path):
+    for name in ("out/old.wav", "out/mine.wav", "outside.wav"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("sound")
+    listing = tmp_path / "out" / "list.csv"
+    files.list_outputs(listing, [Path("old.wav"), Path("never.wav"), Path("../outside.wav")])
+    files.replace_outputs(listing, [Path("new.wav")])
+    assert {path.name for path in tmp_path.rglob("*.wav")} == {"mine.wav", "outside.wav"}
+    assert listing.read_text(encoding="utf-8").split() == ["file", "new.wav"]
