@@ -154,7 +154,7 @@ def _roll(notes: np.ndarray, steps: int) -> np.ndarray:
 
 
 def _bar_lines(path: Path, picture: Picture, last_onset: int) -> np.ndarray:
-    """The bar lines of a piece and where its last bar ends: the last one in which a note or a drum
+    """The bar lines of a piece, and where its last bar ends: the last one in which a note or a drum
     begins, or that sounds to its middle."""
     steps = max(picture.levels.shape[1], last_onset + 1)
     longer = np.pad(picture.levels, ((0, 0), (0, steps - picture.levels.shape[1])))
@@ -238,7 +238,7 @@ def tempo_after(piece: MidiPiece) -> float:
 
 
 def inside(piece: MidiPiece, begin: int, end: int) -> np.ndarray:
-    """Which notes give way to new ones, bool `[N]`: those that sound in these columns alone.
+    """Which notes give way to new ones, bool `[N]`: those that are active in these columns alone.
 
     A note that reaches over the edge stays whole, and so do all that overlap with it on its pitch:
     the roll cannot show them one by one.
