@@ -158,15 +158,16 @@ def test_restrikes_overlaps_and_lost_note_offs_are_kept(notes, seed, ticks_per_b
 
 
 def test_an_unbalanced_restrike_is_opened_and_its_stray_note_off_cuts_no_new_note(tmp_path):
-    """Fault 4: on, on, off, and later a note-off that ends nothing."""
-    track = [(0, on(60)), (240, on(60)), (480, off(60)), (960, off(60)), (1920, on(60)),
-             (2400, off(60)), (3840, on(62)), (4320, off(62))]
+    """Fault 4: on, on, off at pitch 60; at 64 a second note-off, which ends nothing."""
+    track = [(0, on(60)), (240, on(60)), (480, off(60)), (1920, on(60)), (2400, off(60)),
+             (3840, on(60)), (4320, off(60)), (0, on(64)), (480, off(64)), (960, off(64))]
     piece = edit.open_midi(write(tmp_path / "m.mid", track))
-    assert piece.notes[:, [edit.ON, edit.OFF]].tolist() == [
-        [0, 480], [240, 480], [1920, 2400], [3840, 4320]]
-    result = edit.open_midi(saved(piece, [[4, 8, 60, 90]], 0, 16, tmp_path))
-    assert result.notes[:, [edit.ON, edit.OFF]].tolist() == [
-        [480, 1440], [1920, 2400], [3840, 4320]]
+    columns = [edit.PITCH, edit.ON, edit.OFF]
+    later = [[60, 1920, 2400], [60, 3840, 4320]]
+    assert sorted(piece.notes[:, columns].tolist()) == [
+        [60, 0, 480], [60, 240, 480], *later, [64, 0, 480]]
+    result = edit.open_midi(saved(piece, [[4, 8, 64, 90]], 0, 16, tmp_path))
+    assert sorted(result.notes[:, columns].tolist()) == [*later, [64, 480, 1440]]
 
 
 def test_a_note_that_reaches_over_the_edge_stays_whole(tmp_path):

@@ -126,6 +126,10 @@ def _meta(kind: int, data: list[int], time: int = 0) -> mido.MetaMessage:
     return message
 
 
+def _is_note(message: mido.Message) -> bool:
+    return message.type in ("note_on", "note_off") and message.channel != DRUMS
+
+
 def _pair(messages: list[list[tuple[int, mido.Message]]]) -> list[list[int]]:
     """All notes but drums, from the track to the index of the note-off, as `MidiPiece.notes`.
 
@@ -134,7 +138,7 @@ def _pair(messages: list[list[tuple[int, mido.Message]]]) -> list[list[int]]:
     rows, active = [], collections.defaultdict(list)
     for track, pairs in enumerate(messages):
         for index, (tick, message) in enumerate(pairs):
-            if message.type not in ("note_on", "note_off") or message.channel == DRUMS:
+            if not _is_note(message):
                 continue
             key = track, message.channel, message.note
             if message.type == "note_on" and message.velocity:
@@ -154,7 +158,7 @@ def _roll(notes: np.ndarray, steps: int) -> np.ndarray:
 
 
 def _bar_lines(path: Path, picture: Picture, last_onset: int) -> np.ndarray:
-    """The bar lines of a piece and where its last bar ends: the last one in which a note or a drum
+    """The bar lines of a piece, and where its last bar ends: the last one in which a note or a drum
     begins, or that sounds to its middle."""
     steps = max(picture.levels.shape[1], last_onset + 1)
     longer = np.pad(picture.levels, ((0, 0), (0, steps - picture.levels.shape[1])))
@@ -243,7 +247,7 @@ def tempo_after(piece: MidiPiece) -> float:
 
 
 def inside(piece: MidiPiece, begin: int, end: int) -> np.ndarray:
-    """Which notes give way to new ones, bool `[N]`: those that sound in these columns alone.
+    """Which notes give way to new ones, bool `[N]`: those that are active in these columns alone.
 
     A note that reaches over the edge stays whole, and so do all that overlap with it on its pitch:
     the roll cannot show them one by one.
@@ -334,16 +338,12 @@ def replace_notes(piece: MidiPiece, notes: np.ndarray, begin: int, end: int) -> 
     spans = collections.defaultdict(list)
     for *key, _, on, off in placed:
         spans[tuple(key)].append((on, off))
-
-    def remains(track: int, index: int, tick: int, message: mido.Message) -> bool:
-        """False for notes that go, and for a note-off that ended nothing but would end a new one.
-        """
-        key = message.type in ("note_on", "note_off") and (track, message.channel, message.note)
-        return (track, index) not in gone and not any(on < tick < off for on, off in spans[key])
-
+    for track, pairs in enumerate(piece.messages):  # no stray note-off may end them
+        gone |= {(track, index) for index, (tick, message) in enumerate(pairs)
+                 if _is_note(message) and any(
+                     on < tick < off for on, off in spans[track, message.channel, message.note])}
     tracks = [[(tick, 0, message) for index, (tick, message) in enumerate(pairs)
-               if remains(track, index, tick, message)]
-              for track, pairs in enumerate(piece.messages)]
+               if (track, index) not in gone] for track, pairs in enumerate(piece.messages)]
     for track, channel, pitch, velocity, on, off in placed:
         tracks[track] += _strike(channel, pitch, velocity, on, off)
     if begin >= piece.bar_lines[-1]:
@@ -423,10 +423,8 @@ def _assemble(piece: MidiPiece, tracks: list[list[tuple[int, int, mido.Message]]
     result = mido.MidiFile(type=1 if len(tracks) > 1 else piece.midi.type,
                            ticks_per_beat=piece.midi.ticks_per_beat)
     for events in tracks:
-        last = max((tick for tick, *_ in events), default=0)
+        last, before, track = max((tick for tick, *_ in events), default=0), 0, result.add_track()
         events = [event for event in events if event[2].type != "end_of_track"]
-        before = 0
-        track = result.add_track()
         for tick, _, message in [*sorted(events, key=lambda event: event[:2]),
                                  (last, 0, mido.MetaMessage("end_of_track"))]:
             track.append(copy.copy(message))
@@ -447,8 +445,7 @@ def _others(piece: MidiPiece) -> collections.Counter:
     """How often each (track, tick, message) occurs that is no note; drums are among them."""
     return collections.Counter(
         (track, tick, str(message.copy(time=0))) for track, pairs in enumerate(piece.messages)
-        for tick, message in pairs if message.type != "end_of_track" and (
-            message.type not in ("note_on", "note_off") or message.channel == DRUMS))
+        for tick, message in pairs if message.type != "end_of_track" and not _is_note(message))
 
 
 def save(midi: mido.MidiFile, path: str | Path) -> Path:
