@@ -69,8 +69,9 @@ def inpaint(network: torch.nn.Module, kept: np.ndarray, begin: int, end: int, *,
         going_on &= ~settled[:, last:until]
         result[:, last:until][going_on] = ahead[going_on]
         settled[:, last:until] |= going_on
-    tidy = without_stray_sustains(result, ~known)
-    result[:, begin:end] = tidy[:, begin:end]
+    nothing = np.zeros((len(kept), 1), np.uint8)  # stands before the first column
+    tidy = without_stray_sustains(np.hstack([nothing, result]), np.hstack([nothing > 0, ~known]))
+    result[:, begin:end] = tidy[:, begin + 1 : end + 1]
     return result
 
 
