@@ -709,7 +709,7 @@ def test_styles_that_fill_no_batch_are_refused_in_one_line(fresh_run, styles):
 
 @pytest.mark.parametrize(("given", "said"), [
     ({"styles": "one=none:7"}, "none"), ({"styles": "one=RUN:7"}, "knows other styles"),
-    ({"transpose": 7}, "transpose")])
+    ({"transpose": 7}, "knows no transpose above 6")])
 def test_what_the_given_weights_never_learned_is_refused_in_one_line(fresh_run, given, said):
     rolls = np.random.default_rng(1).choice(np.uint8([0, 64, 200, 230]), (2, 128, 128))
     weights = unet.save(unet.new(rolls, "tiny"), fresh_run / "trained.safetensors")
