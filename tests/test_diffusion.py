@@ -456,8 +456,9 @@ def test_the_number_of_onsets_is_near_what_is_aimed_at(untrained, onsets):
 
 @pytest.mark.parametrize(("options", "said"), [
     ({"style": "waltz"}, "it knows song"), ({"sampler": "euler"}, "ddpm, ddim, dpm"),
-    ({"sampling_steps": 0}, "choose 1 to 1000"), ({"sampling_steps": 1001}, "choose 1 to 1000")])
-def test_an_unknown_style_or_sampler_is_refused_in_one_line(network, options, said):
+    ({"sampling_steps": 0}, "choose 1 to 1000"), ({"sampling_steps": 1001}, "choose 1 to 1000"),
+    ({"strength": -0.1}, "choose 0 to 1"), ({"strength": 1.1}, "choose 0 to 1")])
+def test_impossible_options_are_refused_in_one_line(network, options, said):
     with pytest.raises(MusicError, match=said) as error:
         diffusion.generate(network, 1, **options)
     assert "\n" not in str(error.value)
@@ -729,7 +730,8 @@ def test_a_compiled_network_learns_the_same(trained, fresh_run):
 
 @pytest.mark.parametrize(("name", "said"), [
     ("another size", "another size"), ("another batch size", "another batch_size"),
-    ("another transpose", "another transpose"), ("no share", "choose a multiple"),
+    ("another transpose", "another transpose"),
+    ("enormous guidance", "configuration"), ("no share", "choose a multiple"),
     ("other pictures", "another pictures"), ("fewer steps", "train_steps of 24 or more"),
     ("half a file", "damaged"), ("text", "damaged"),
     ("a picture of another size", "run notebook 01_midi2img again")])
@@ -742,6 +744,8 @@ def test_what_does_not_fit_is_refused_in_one_line(trained, fresh_run, name, said
         given["batch_size"] = 3
     elif name == "another transpose":
         given["transpose"] = 3
+    elif name == "enormous guidance":
+        given["guidance"] = 1e9
     elif name == "no share":
         given["accumulate"] = 2
     elif name == "fewer steps":

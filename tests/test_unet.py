@@ -197,8 +197,8 @@ def test_it_learns_rolls_by_heart():
 @pytest.mark.parametrize("change", [
     {"widths": ()}, {"widths": (20,)}, {"widths": (32,) * 5}, {"widths": (10**9,)}, {"blocks": 0},
     {"std": (0.1, 0.0)}, {"mean": (float("nan"), 0.1)}, {"rows": 13}, {"low_row": -1},
-    {"onset_mean": 2.0}, {"noise_steps": 0}, {"transpose": -1}, {"styles": ("a",) * 1000},
-    {"guidance": float("inf")}])
+    {"onset_mean": 2.0}, {"noise_steps": 0}, {"transpose": -1}, {"transpose": 64},
+    {"styles": (1,)}, {"styles": ("",)}, {"styles": ("a",) * 1000}, {"guidance": float("inf")}])
 def test_an_impossible_configuration_is_refused(change):
     with pytest.raises(MusicError, match="configuration"):
         unet.Config(**change)
@@ -254,11 +254,10 @@ def config_text(network, **change):
 
 
 @pytest.mark.parametrize(("name", "said"), [
-    ("missing", "no such file"), ("empty", "damaged"), ("text", "damaged"), ("cut", "damaged"),
-    ("pickle", "damaged"), ("foreign", "not a network"), ("without metadata", "not a network"),
+    ("missing", "no such file"), ("empty", "damaged"), ("cut", "damaged"), ("pickle", "damaged"),
+    ("without metadata", "not a network"),
     ("other format", "not a network"), ("an earlier format", "made by an earlier version"),
-    ("config is no JSON", "damaged"),
-    ("config of another kind", "damaged"), ("unknown field", "damaged"),
+    ("config is no JSON", "damaged"), ("unknown field", "damaged"),
     ("enormous", "configuration"), ("another width", "do not fit"),
     ("a tensor too few", "do not fit"), ("a tensor too many", "do not fit"),
     ("not numbers", "no numbers")])
@@ -269,16 +268,13 @@ def test_a_file_that_is_not_ours_is_refused_in_one_line(network, tmp_path, name,
     make = {
         "missing": lambda: None,
         "empty": lambda: path.write_bytes(b""),
-        "text": lambda: path.write_text("these are not weights, this is text" * 10),
         "cut": lambda: path.write_bytes(good.read_bytes()[:-1000]),
         "pickle": lambda: torch.save(network.state_dict(), path),
-        "foreign": lambda: safetensors.torch.save_file({"a": torch.zeros(2)}, path, {"x": "y"}),
         "without metadata": lambda: safetensors.torch.save_file(network.state_dict(), path),
         "other format": lambda: rewritten(path, network, {"format": "another/2"}),
         "an earlier format": lambda: rewritten(
             path, network, {"format": "music-through-pictures/unet/1"}),
         "config is no JSON": lambda: rewritten(path, network, {"config": "{"}),
-        "config of another kind": lambda: rewritten(path, network, {"config": "[1, 2]"}),
         "unknown field": lambda: rewritten(path, network, config_text(network, colour=1)),
         "enormous": lambda: rewritten(path, network, config_text(network, widths=[10**9])),
         "another width": lambda: rewritten(path, network, config_text(network, widths=[48, 64])),
