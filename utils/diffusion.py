@@ -41,7 +41,7 @@ def log_snr(alpha_bar: Tensor) -> Tensor:
     return torch.logit(alpha_bar)
 
 
-def stratified_timesteps(batch: int, steps: int, generator: torch.Generator) -> Tensor:
+def stratified_timesteps(batch: int, steps: int, generator: torch.Generator | None) -> Tensor:
     """One random t from each of `batch` equal parts of 0 … steps - 1, int64 `[batch]`.
 
     Each t is as likely as if drawn alone, and the loss of a batch varies less (Kingma et al. 2021).
@@ -146,7 +146,7 @@ def spaced_timesteps(steps: int, sampling_steps: int) -> list[int]:
 
 @torch.no_grad()
 def sample(predict_x_0: Callable[[Tensor, Tensor], Tensor], x_t: Tensor, alpha_bar: Tensor,
-           sampler: str = "ddpm", sampling_steps: int = 25,
+           sampler: str = "ddpm", sampling_steps: int = SAMPLING_STEPS,
            limits: tuple[Tensor, Tensor] | None = None, generator: torch.Generator | None = None,
            callback: Callable[[int, Tensor, Tensor], None] | None = None, skip: int = 0) -> Tensor:
     """From noise `x_t` `[B, C, H, W]` to a prediction of x_0 of the same shape.
@@ -182,7 +182,7 @@ def sample(predict_x_0: Callable[[Tensor, Tensor], Tensor], x_t: Tensor, alpha_b
 
 
 def draw_notes(logits: Tensor, velocity: Tensor, uniform: Tensor | float) -> Tensor:
-    """Planes `[B, 2, H, W]`, each pixel drawn from its predicted probabilities: 1 or 0.
+    """Planes `[B, 2, H, W]` of notes drawn from their probabilities: a pixel is active or not.
 
     `uniform` are random numbers in 0…1, `[B, 1, H, W]`; both planes share them, so an onset is
     always active. With the number 0.5 the likelier value is taken. Velocity is the predicted one.
@@ -224,9 +224,9 @@ def weigh_pitches(logits: Tensor, weights: Tensor) -> Tensor:
 
 
 def aim_at_onsets(logits: Tensor, onsets: float, where: Tensor) -> Tensor:
-    """Logits, `where` moved by one number so that so many onsets are expected there.
+    """Logits `[B, 2, H, W]`, moved by one number within `where`, bool `[B, 1, H, W]`.
 
-    `where` is bool `[B, 1, H, W]`, the masked region.
+    Both planes are moved alike, so that `onsets` onsets are expected there in each roll.
     """
     share = onsets / where.sum(dim=(2, 3), keepdim=True).clamp(min=1)
     onset = logits[:, 1:]
@@ -262,15 +262,17 @@ def generate(network: torch.nn.Module, count: int = 1, sampling_steps: int = SAM
     Inpainting: where `mask`, bool `[128, 128]`, is False, `roll`, uint8 `[128, 128]`, stays as it
     is. `strength` below 1 begins with the masked pixels of `roll`, partly noised, and takes that
     share of the steps: none at 0, at least one above. `pitch_weights`, `[128, 128]`, are those of
-    `weigh_pitches`; `onsets`, where above 0, is how many the mask aims at in each roll.
+    `weigh_pitches`; `onsets`, where above 0, is how many to aim at in the mask of each roll.
     `style` is one that the network learned, its usual one if empty; `guidance` is that of `guided`,
     the network's own if None. `exact` draws x_0's notes at each step (`draw_notes`), otherwise the
     expected ones are taken. `sampler`, `sampling_steps` and `callback` are those of `sample`.
     The same seed on the same device gives the same rolls. Raises `MusicError` for an unknown style
-    or sampler, or an impossible number of steps.
+    or sampler, or an impossible strength or number of steps.
     """
     random = torch.Generator().manual_seed(seed)
-    network_calls = spaced_timesteps(network.config.noise_steps, sampling_steps)
+    if not 0 <= strength <= 1:
+        raise MusicError(f"strength is {strength}; choose 0 to 1")
+    times = spaced_timesteps(network.config.noise_steps, sampling_steps)
     skip = sampling_steps - math.ceil(strength * sampling_steps)
     rolls = [np.zeros((0, DIFFUSION.pitches, WIDTH), np.uint8)]
     roll = np.zeros((DIFFUSION.pitches, WIDTH), np.uint8) if roll is None else roll
@@ -278,13 +280,13 @@ def generate(network: torch.nn.Module, count: int = 1, sampling_steps: int = SAM
     if skip == sampling_steps:
         return np.repeat(roll[None], count, axis=0)
     predict = NotePredictor(network, roll, mask, style=style, guidance=guidance, exact=exact,
-                            pitch_weights=pitch_weights, onsets=onsets, last=network_calls[-1],
+                            pitch_weights=pitch_weights, onsets=onsets, last=times[-1],
                             generator=random)
     for start in range(0, count, batch_size):
         size = (min(batch_size, count - start), 2, DIFFUSION.pitches, WIDTH)
         x_t = torch.randn(size, generator=random).to(predict.clean.device)
         if skip:
-            x_t = q_sample(predict.clean, x_t, predict.alpha_bar[network_calls[skip]].item())
+            x_t = q_sample(predict.clean, x_t, predict.alpha_bar[times[skip]].item())
         predict.x_0_hat = None
         x_0 = sample(predict, x_t, predict.alpha_bar, sampler, sampling_steps, generator=random,
                      callback=callback, skip=skip)
@@ -329,7 +331,7 @@ class NotePredictor:
         return self.network.standardise(draw_notes(logits, velocity, uniform))
 
     def conditioned(self, prediction: tuple[Tensor, Tensor, Tensor], log_snr: Tensor) -> Tensor:
-        """The network's logits, moved by guidance, by the density and by the pitch weights."""
+        """The network's logits, moved by guidance, by pitch weights, and to the onsets aimed at."""
         logits = guided(prediction.logits, prediction.evidence, self.guidance)
         if self.weights is not None:
             logits = torch.where(self.mask, weigh_pitches(logits, self.weights), logits)

@@ -1,7 +1,7 @@
 """New bars for a piece of any length, around what is kept. Explained in notebook 08.
 
 The network sees 128 columns at once. So a long gap is filled from left to right in segments, each
-conditioned on what lies before it, kept or new; the last one also on what lies behind it.
+conditioned on what lies before it, kept or new; the last one also on what follows.
 """
 
 from collections.abc import Callable
@@ -70,8 +70,9 @@ def inpaint(network: torch.nn.Module, kept: np.ndarray, begin: int, end: int, *,
         going_on &= ~settled[:, last:until]
         result[:, last:until][going_on] = ahead[going_on]
         settled[:, last:until] |= going_on
-    tidy = without_stray_sustains(result, ~known)
-    result[:, begin:end] = tidy[:, begin:end]
+    nothing = np.zeros((len(kept), 1), np.uint8)  # stands before the first column
+    tidy = without_stray_sustains(np.hstack([nothing, result]), np.hstack([nothing > 0, ~known]))
+    result[:, begin:end] = tidy[:, begin + 1 : end + 1]
     return result
 
 
@@ -134,6 +135,7 @@ def _watched(network: torch.nn.Module, callback: Callable[[int, np.ndarray], Non
     """A callback of `diffusion.sample` that shows `callback` the prediction as a roll."""
     if callback is None:
         return None
+
     def watch(step: int, x_t: torch.Tensor, x_0: torch.Tensor) -> None:
         callback(step, from_planes(network.planes(x_0)[0].cpu().numpy()))
     return watch

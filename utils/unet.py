@@ -71,7 +71,8 @@ class Config:
             and all(math.isfinite(n) and abs(n) < 100 for n in numbers)
             and all(0 < m < 1 for m in (*self.mean, self.onset_mean))
             and all(s > 0 for s in (*self.std, self.onset_std))
-            and self.transpose in range(128) and len(self.styles) < 1000
+            and self.transpose in range(64) and len(self.styles) < 1000
+            and all(isinstance(style, str) and style for style in self.styles)
             and self.low_row in range(DIFFUSION.pitches) and self.rows in range(unit, 193, unit)
             and DIFFUSION.steps % (BEAT * unit // OCTAVE) == 0)
         if not good:
@@ -174,7 +175,7 @@ def zeroed(layer: nn.Module) -> nn.Module:
 
 
 class Prediction(NamedTuple):
-    """What the network predicts of x_0, and what each noised pixel says by itself.
+    """What the network predicts of x_0, and the posterior of each noised pixel alone.
 
     `logits` and `evidence` are `[B, 2, 128, W]`, log odds of *active* and of *onset*; `velocity` is
     `[B, 1, 128, W]`, the value of plane 1 if there is an onset.
@@ -236,7 +237,7 @@ class UNet(nn.Module):
         (self-conditioning, Chen et al. 2022, arXiv:2208.04202). Where `known`, bool
         `[B, 1, 128, 128]`, `x_t` is x_0 itself, and the prediction is certain. `style` and `shift`
         are labels, int64 `[B]`: the number of the style from 1 on (0: not told), and the semitones
-        by which the music was transposed.
+        by which the music was transposed, -transpose…transpose (None: 0).
         """
         evidence, velocity = self.evidence(x_t, log_snr)
         mask = torch.zeros_like(x_t[:, :1])

@@ -6,17 +6,19 @@ MODELS is a folder with diffusion.safetensors, MIDI one of pieces to complete (e
 corpus' held-out ones), PIECES how many at most, BARS the length of the long one.
 """
 
+import functools
 import itertools
 import resource
 import sys
 import time
+import unittest.mock
 from pathlib import Path
 
 import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from utils import complete, diffusion, edit, metrics, pieces, unet
+from utils import diffusion, edit, inpaint, metrics, pieces, unet
 from utils.pianoroll import HELD, Picture, notes_of, paint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,10 +56,11 @@ def completed(network, piece, mode, seed):
     """Eight bars in the middle or after the end: columns, what is kept, the new notes."""
     begin, end = edit.choose_bars(piece, mode, 8)
     kept = edit.kept_roll(piece, begin, end)
-    painted = complete.paint_bars(network, kept, begin, end, hop=piece.bar_at(begin), seed=seed,
-                                  open_end=mode == "continue",
-                                  density=edit.density(kept, begin, end))
-    return begin, end, kept, edit.new_notes(painted, kept, begin, end, piece)
+    bar = piece.bar_at(begin)
+    roll = inpaint.inpaint(network, kept, begin, end, bar=bar, seed=seed,
+                           open_end=mode == "continue",
+                           onsets_per_bar=inpaint.usual_density(kept, begin, end, bar))
+    return begin, end, kept, edit.new_notes(roll, kept, begin, end, piece)
 
 
 def suits(network, chosen, control, mode):
@@ -82,11 +85,11 @@ def suits(network, chosen, control, mode):
     return done
 
 
-def written(network, bars, seed=0, longest=complete.STRETCH):
+def written(network, bars, seed=0, longest=inpaint.LONGEST):
     """A piece from nothing, as the notes that would be saved: uint8 [128, 16 bars]."""
-    levels = complete.paint_bars(network, BLANK, 0, 16 * bars, open_end=True, seed=seed,
-                                 longest=longest, density=network.config.mean[0])
-    return heard(levels)
+    parts = functools.partial(inpaint.segments, longest=longest)
+    with unittest.mock.patch.object(inpaint, "segments", parts):
+        return heard(inpaint.inpaint(network, BLANK, 0, 16 * bars, open_end=True, seed=seed))
 
 
 def heard(levels):
@@ -135,7 +138,7 @@ def seams(network, count):
     pick = {bars: np.array(lines) - 1 for bars, lines in SEAMS.items()}
     compare("painted", np.concatenate([found[b][:, pick[b]] for b in SEAMS], 1),
             np.concatenate([found[7 - b][:, pick[b]] for b in SEAMS], 1))
-    alone = diffusion.paint(network, 3 * count).reshape(count, 3, 128, 128)
+    alone = diffusion.generate(network, 3 * count).reshape(count, 3, 128, 128)
     hard = np.stack([lines_of(heard(np.concatenate(list(three), 1))) for three in alone])
     compare("hard joins", hard[:, [7, 15]], found[3][:, [7, 15]])
 
@@ -168,7 +171,7 @@ if __name__ == "__main__":
     print(f"{BARS} bars: {time.perf_counter() - start_s:.0f} s, memory grew by "
           f"{memory_mib() - before:.0f} MiB; silent bars {silent_bars(levels):.3f}")
     chosen = held_out(COUNT)
-    control = metrics.notes_of_set(diffusion.paint(network, 16), 0)[:, 3]
+    control = metrics.notes_of_set(diffusion.generate(network, 16), 0)[:, 3]
     suits(network, chosen, control, "continue")
     joins(chosen, suits(network, chosen, control, "infill"))
     seams(network, COUNT)

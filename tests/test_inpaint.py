@@ -1,0 +1,248 @@
+"""utils.inpaint: what is kept stays, segments see what is around them, notes cross boundaries."""
+
+import itertools
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from real_midi import ROOT
+from utils import diffusion, inpaint, metrics, pieces, unet
+from utils.files import MusicError
+from utils.pianoroll import HELD, Picture, notes_of, paint, read_midi
+
+BLANK = np.zeros((128, 0), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def network():
+    """A tiny network that has learned nothing: it generates noise."""
+    network = unet.new(paint(np.array([[0, 4, 60, 80], [8, 4, 64, 90]]), 128, 128)[None], "tiny")
+    network.prior.zero_()  # any pixel is as likely to be active as not
+    return network.eval()
+
+
+def some_notes(rng, begin, end):
+    """Any notes at all within these columns, as a roll of `end` columns."""
+    count = rng.integers(0, 300)
+    start = rng.integers(begin, end, count)
+    length = np.minimum(rng.integers(1, 24, count), end - start)
+    pitch, velocity = rng.integers(0, 128, count), rng.integers(1, 128, count)
+    return paint(np.stack([start, length, pitch, velocity], axis=1), 128, end)
+
+
+# ---------------------------------------------------------------- what is kept
+
+
+@settings(max_examples=8, deadline=None)
+@given(data=st.data())
+def test_what_is_kept_or_known_stays(data, network):
+    bar = data.draw(st.sampled_from([3, 12, 16, 20, 96]))
+    before, count, after = (data.draw(st.integers(low, 9)) * bar for low in (0, 1, 0))
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    kept = some_notes(rng, 0, before + count + after)
+    known = rng.random(kept.shape) < data.draw(st.sampled_from([0, 0.5]))
+    begin, end = before, before + count
+    roll = inpaint.inpaint(network, kept, begin, end, bar=bar, known=known, sampling_steps=1,
+                           open_end=data.draw(st.booleans()))
+    assert roll.dtype == np.uint8 and roll.shape == kept.shape
+    assert np.array_equal(roll[:, :begin], kept[:, :begin])
+    assert np.array_equal(roll[:, end:], kept[:, end:])
+    stays = known | (kept > 0)
+    assert np.array_equal(roll[stays], kept[stays])
+    assert (roll[:, begin:end] > 0)[~stays[:, begin:end]].any(), "the rest is generated"
+
+
+def test_a_seed_gives_the_same_bars(network):
+    one, two, other = (inpaint.inpaint(network, BLANK, 0, 160, sampling_steps=2, seed=seed)
+                       for seed in (3, 3, 4))
+    assert np.array_equal(one, two) and not np.array_equal(one, other)
+
+
+def test_strength_0_leaves_what_it_starts_from(network, builtin_midi):
+    start_from = read_midi(builtin_midi[0]).levels[:, :90]
+    kept = start_from.copy()
+    kept[:, 32:] = 0
+    roll = inpaint.inpaint(network, kept, 32, 90, start_from=start_from, strength=0)
+    assert np.array_equal(roll, diffusion.without_stray_sustains(start_from, kept == 0))
+
+
+def test_a_weight_of_0_forbids_a_pitch_in_its_columns_alone(network):
+    weights = np.ones((128, 96), np.float32)
+    weights[:, 40:] = 0
+    roll = inpaint.inpaint(network, BLANK, 0, 96, pitch_weights=weights, sampling_steps=2)
+    assert (roll[24:48, :40] > 0).any() and not roll[:, 40:].any()
+
+
+def test_the_callback_sees_the_prediction_of_each_step_as_a_roll(network):
+    seen = []
+    inpaint.inpaint(network, BLANK, 0, 128, sampling_steps=3,
+                    callback=lambda step, roll: seen.append((step, roll.shape, roll.dtype)))
+    assert seen == [(step, (128, 128), np.uint8) for step in (0, 1, 2)] * 2
+
+
+def test_fewer_than_one_step_is_refused(network):
+    with pytest.raises(MusicError, match="sampling_steps is 0; choose 1 to 1000"):
+        inpaint.inpaint(network, BLANK, 0, 16, sampling_steps=0)
+
+
+# ---------------------------------------------------------------- segments
+
+
+def test_segments_are_whole_bars_and_as_equal_as_can_be():
+    assert inpaint.segments(16, 16 + 9 * 16, 16) == [(16, 64), (64, 112), (112, 160)]
+    assert inpaint.segments(0, 130, 16) == [(0, 48), (48, 96), (96, 130)]
+    assert inpaint.segments(5, 65, 60) == [(5, 65)]
+    assert inpaint.segments(0, 144, 144) == [(0, 48), (48, 96), (96, 144)]
+
+
+@given(begin=st.integers(0, 99), length=st.integers(1, 999), bar=st.integers(1, 200),
+       longest=st.integers(4, 64))
+def test_segments_cover_everything_once(begin, length, bar, longest):
+    parts = inpaint.segments(begin, begin + length, bar, longest)
+    assert parts[0][0] == begin and parts[-1][1] == begin + length
+    assert all(one[1] == two[0] for one, two in itertools.pairwise(parts))
+    assert all(0 < last - first <= longest for first, last in parts)
+
+
+def windows_of(monkeypatch, width, begin, end, **options):
+    """What the network is shown for each segment, (roll, mask, onsets), of a piece of long notes;
+    row 60 is active within the new bars, too."""
+    seen = []
+    monkeypatch.setattr(inpaint, "generate", lambda *_, roll, mask, onsets, seed, **options: (
+        seen.append((roll, mask, onsets, seed)) or np.where(mask, 0, roll)[None]))
+    kept = np.full((128, width), HELD, np.uint8)
+    kept[:60, begin:end] = kept[61:, begin:end] = 0
+    inpaint.inpaint(None, kept, begin, end, **options)
+    assert len({seed for *_, seed in seen}) == len(seen), "each segment has noise of its own"
+    return [row[:3] for row in seen]
+
+
+@pytest.mark.parametrize("bar", [3, 12, 16, 20, 48, 52, 66, 144])
+@pytest.mark.parametrize("open_end", [True, False])
+def test_a_segment_sees_what_comes_before_it(monkeypatch, bar, open_end):
+    begin = -(-128 // bar) * bar
+    end = begin + 12 * bar
+    width = begin if open_end else end + 128
+    windows = windows_of(monkeypatch, width, begin, end, bar=bar, open_end=open_end)
+    for number, (roll, mask, _) in enumerate(windows, 1):
+        assert roll.shape == mask.shape == (128, 128)
+        first, in_the_middle = mask[0].argmax(), number == len(windows) and not open_end
+        assert first % bar == 0 or (first % 4 == 0 and (bar > 64 or first < bar))
+        assert first >= (16 if in_the_middle else 48 - min(bar, 32)) and not mask[:, :first].any()
+        assert not mask[0, -32:].any() if in_the_middle else mask[0, first:].all()
+        assert np.array_equal(~mask[60, first:], roll[60, first:] == HELD), "kept notes stay"
+
+
+def test_the_last_segment_sees_what_follows(monkeypatch):
+    seen = windows_of(monkeypatch, 480, 128, 256)
+    assert [mask[0].sum() for _, mask, _ in seen] == [64 + inpaint.AHEAD, 64]
+    roll, mask, _ = seen[-1]
+    assert mask[0].argmax() == 32 and (roll[:, 96:] == HELD).all()
+
+
+def test_the_end_of_a_piece_is_a_known_bar_of_silence(monkeypatch):
+    (roll, mask, _), = windows_of(monkeypatch, 128, 80, 128)
+    assert mask[0].sum() == 48 and not mask[:, -16:].any() and not roll[:, -16:].any()
+    assert mask[0, -17] and mask[0].argmax() == 64
+
+
+def test_the_density_counts_the_bars_of_the_mask(monkeypatch):
+    seen = windows_of(monkeypatch, 480, 128, 256, onsets_per_bar=7.0)
+    assert [onsets for *_, onsets in seen] == [7.0 * 5, 7.0 * 4]  # 80 and 64 columns
+    assert all(onsets == 0 for *_, onsets in windows_of(monkeypatch, 480, 128, 256))
+
+
+def test_the_usual_density_is_the_median_bar_of_both_sides():
+    roll = np.zeros((128, 10 * 16), np.uint8)
+    for bar, count in enumerate([3, 5, 0, 99, 99, 99, 4, 8, 0, 6]):
+        roll[:count, 16 * bar + 2] = 200
+    assert inpaint.usual_density(roll, 48, 96) == 5
+    assert inpaint.usual_density(roll * 0, 48, 96) == 0 == inpaint.usual_density(BLANK, 0, 16)
+
+
+# ---------------------------------------------------------------- boundaries
+
+
+def test_a_note_is_held_over_boundaries_and_no_sustain_is_left_alone(monkeypatch):
+    """Row 60 has an onset and is sustained for ever, row 61 is sustained without an onset."""
+    def endless(network, count, *, roll, mask, **options):
+        new = roll.copy()
+        new[60:62][mask[60:62]] = HELD
+        if not roll[60].any():
+            new[60, 0] = 200
+        return new[None]
+
+    monkeypatch.setattr(inpaint, "generate", endless)
+    roll = inpaint.inpaint(None, BLANK, 0, 512, open_end=True)
+    assert notes_of(Picture(roll)).tolist() == [[0, 512, 60, 72]]
+
+
+def test_a_segment_decides_how_its_last_notes_end(monkeypatch):
+    """The first writes a note over its end, up to column 70; the second would never end it."""
+    def two_notes(network, count, *, roll, mask, **options):
+        new = roll.copy()
+        if roll.any():
+            new[60][mask[60]] = HELD
+        else:
+            new[60, 60], new[60, 61:70] = 200, HELD
+        return new[None]
+
+    monkeypatch.setattr(inpaint, "generate", two_notes)
+    roll = inpaint.inpaint(None, BLANK, 0, 128, open_end=True)
+    assert notes_of(Picture(roll)).tolist() == [[60, 10, 60, 72]]
+
+
+def test_an_ending_is_the_sustain_and_the_pixel_after():
+    roll = np.array([[HELD, HELD, 0, HELD], [0, HELD, 0, 0], [200, HELD, 0, 0], [HELD] * 4])
+    found = inpaint.endings(roll.astype(np.uint8), np.array([True, True, True, False]))
+    assert found.tolist() == [[True, True, True, False], [True] + 3 * [False],
+                              [True] + 3 * [False], 4 * [False]]
+
+
+PEAK = """
+import resource, sys
+import numpy as np
+from utils import inpaint, pianoroll, unet
+roll = pianoroll.paint(np.array([[0, 4, 60, 80], [8, 4, 64, 90]]), 128, 128)[None]
+inpaint.inpaint(unet.new(roll, "tiny").eval(), np.zeros((128, 0), np.uint8), 0,
+                16 * int(sys.argv[1]), open_end=True, sampling_steps=1)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no resource module")
+def test_256_bars_take_no_more_memory_than_32():
+    """Each in a process of its own. Tolerance: 64 MiB."""
+    small, large = (int(subprocess.run([sys.executable, "-c", PEAK, str(bars)], cwd=ROOT, text=True,
+                                       capture_output=True, check=True).stdout)
+                    for bars in (32, 256))
+    assert (large - small) / (2**20 if sys.platform == "darwin" else 2**10) < 64
+
+
+# ---------------------------------------------------------------- with the trained network
+
+
+def in_key(pitches, scale):
+    return np.mean(scale[pitches % 12])
+
+
+def test_new_bars_are_in_key_more_often_than_without_the_piece():
+    """Four bars after four of held-out pieces. Tolerances: 0.05 more on average, 2 notes a bar."""
+    network = unet.load(ROOT / "data" / "models" / "diffusion.safetensors")
+    control = diffusion.generate(network, 4, 20)
+    scales = [np.roll(metrics.MAJOR, tonic) for tonic in range(12)]
+    rates = []
+    for piece in [p for p in pieces.choose_pieces("builtin") if p.split == "valid"][:6]:
+        kept = read_midi(piece.path).levels[:, :64]
+        roll = inpaint.inpaint(network, kept, 64, 128, open_end=True, sampling_steps=20,
+                               onsets_per_bar=inpaint.usual_density(kept, 64, 128))
+        key = max(scales, key=lambda scale, kept=kept: in_key(notes_of(Picture(kept))[:, 2], scale))
+        new = np.nonzero(roll[:, 64:] > HELD)[0]
+        assert len(new) >= 8
+        rates.append([in_key(new, key), in_key(metrics.notes_of_set(control, 0)[:, 3], key)])
+    new_rate, control_rate = np.mean(rates, axis=0)
+    assert new_rate > control_rate + 0.05
