@@ -66,13 +66,13 @@ def inpaint(network: torch.nn.Module, kept: np.ndarray, begin: int, end: int, *,
                        callback=_watched(network, callback), **options)[0, :, first - left :]
         inside, ahead = new[:, : last - first], new[:, last - first : until - first]
         result[:, first:last] = np.where(known[:, first:last], result[:, first:last], inside)
+        own = np.where(known, 0, result)[:, begin:last]  # a kept note is not prolonged
+        own = without_stray_sustains(np.pad(own, ((0, 0), (1, 0))))[:, 1:]
+        result[:, begin:last] = np.where(known[:, begin:last], result[:, begin:last], own)
         going_on = endings(ahead, (inside[:, -1] > 0) & ~known[:, last - 1])
         going_on &= ~settled[:, last:until]
         result[:, last:until][going_on] = ahead[going_on]
         settled[:, last:until] |= going_on
-    nothing = np.zeros((len(kept), 1), np.uint8)  # stands before the first column
-    tidy = without_stray_sustains(np.hstack([nothing, result]), np.hstack([nothing > 0, ~known]))
-    result[:, begin:end] = tidy[:, begin + 1 : end + 1]
     return result
 
 
