@@ -126,7 +126,7 @@ def check_kept(piece, mode, rng, folder, bars=8):
 # ---------------------------------------------------------------- what is kept
 
 
-@pytest.mark.parametrize("path", [*real_files(3), *LIEDER], ids=lambda path: path.name[:40])
+@pytest.mark.parametrize("path", [*real_files(2), *LIEDER], ids=lambda path: path.name[:40])
 def test_real_files_are_kept_outside_the_new_bars(path, tmp_path):
     piece, rng = edit.open_midi(path), np.random.default_rng(path.stat().st_size)
     for mode in ("infill", "continue", "vary"):
@@ -252,11 +252,11 @@ def test_bars_of_one_beat_are_grouped(tmp_path):
     assert piece.bar_lines.tolist() == list(range(0, 112, 16))
 
 
-@pytest.mark.parametrize("name", ["121.mid", "141.mid", "361.mid"])
+@pytest.mark.parametrize("name", ["014.mid", "023.mid", "025.mid"])
 def test_eight_bars_of_pop909_are_eight_bars(name, real_midi):
-    """Fault 6: these files say that a bar is one beat."""
+    """Fault 6: these files know bars of one beat alone."""
     piece = edit.open_midi(next((real_midi / "pop909").rglob(name)))
-    assert any(upper == 1 for _, upper, _ in piece.picture.signatures)
+    assert {sign[1:] for sign in piece.picture.signatures} == {(1, 4)}
     begin, end = edit.choose_bars(piece, "continue", 8)
     assert end - begin == 128
 
