@@ -10,7 +10,7 @@ import joblib
 import numpy as np
 import pytest
 
-from utils import corpus, pianoroll, storage
+from utils import corpus, pianoroll
 from utils.files import MusicError
 from utils.pianoroll import PRESETS
 
@@ -64,7 +64,7 @@ def test_what_is_done_is_not_done_again(midi, tmp_path, monkeypatch):
     first = corpus.convert(midi, tmp_path)
     before = tree(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(corpus, "_convert_guarded", lambda *a: pytest.fail("done again"))
+        patch.setattr(corpus, "guarded", lambda *a: pytest.fail("done again"))
         assert corpus.convert(midi, tmp_path) == first
     next((tmp_path / "images" / "gan" / "train").glob("*.png")).unlink()
     corpus.convert(midi, tmp_path)
@@ -74,7 +74,7 @@ def test_what_is_done_is_not_done_again(midi, tmp_path, monkeypatch):
 @pytest.mark.parametrize("kind", ["png", "parquet"])
 def test_a_run_that_was_stopped_goes_on(midi, tmp_path, monkeypatch, kind):
     monkeypatch.setitem(corpus.BATCH, kind, 8)
-    convert, calls = corpus._convert_guarded, []
+    convert, calls = corpus.guarded, []
 
     def stops(*arguments):
         calls.append(arguments)
@@ -82,7 +82,7 @@ def test_a_run_that_was_stopped_goes_on(midi, tmp_path, monkeypatch, kind):
             raise KeyboardInterrupt
         return convert(*arguments)
 
-    monkeypatch.setattr(corpus, "_convert_guarded", stops)
+    monkeypatch.setattr(corpus, "guarded", stops)
     with pytest.raises(KeyboardInterrupt):
         corpus.convert(midi, tmp_path / "stopped", jobs=1, storage=kind)
     corpus.convert(midi, tmp_path / "stopped", jobs=1, storage=kind)
@@ -208,8 +208,8 @@ def test_pictures_that_are_none(tmp_path):
     with pytest.raises(MusicError, match="01_midi2img"):
         corpus.load_levels(tmp_path)
     (tmp_path / "a.parquet").write_bytes(b"no parquet")
-    with pytest.raises(MusicError, match=r"a\.parquet: no shard"):
-        storage.load_levels(tmp_path)
+    with pytest.raises(MusicError, match=r"a\.parquet: no parquet file"):
+        corpus.load_levels(tmp_path)
     with pytest.raises(MusicError, match="storage"):
         corpus.convert("builtin", tmp_path, storage="zarr")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import mido
 import numpy as np
 
-from utils import audio, endings, messages, pianoroll, repair
+from utils import audio, endings, messages, pianoroll
 from utils.files import MusicError, atomic
 from utils.pianoroll import DIFFUSION, HELD, Picture
 
@@ -76,10 +76,10 @@ def open_midi(path: str | Path) -> Piece:
     path = Path(path)
     picture = pianoroll.read_midi(path, STEPS_PER_BEAT)
     data = path.read_bytes()
-    if (piece := _faithful(path, data[repair.find_header(data):], picture)) is not None:
+    if (piece := _faithful(path, data[data.find(b"MThd"):], picture)) is not None:
         return piece
     try:
-        sound = repair.repair(data)
+        sound = pianoroll.sound_bytes(data)
     except MusicError as reason:
         raise MusicError(f"{path}: {reason}") from None
     if (piece := _faithful(path, sound, picture)) is not None:
