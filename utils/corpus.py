@@ -558,34 +558,41 @@ def stream_levels(folder: str | Path, batch_size: int, preset_name: str | None =
     """Batches `uint8 [batch_size, pitches, steps]` in random order, for ever, from batch `start`.
 
     A collection of at most `buffer` images is read once. Of a larger one, memory holds the names of
-    its PNG files, or `buffer` rows of its parquet files, which `datasets` shuffles. An epoch shows
-    every image once, but for a short batch's worth at its end; a collection smaller than a batch
-    repeats images. Batch number k is the same for the same seed, wherever one starts.
+    its PNG files, or `buffer` rows of its parquet files. An epoch shows every image once, but for a
+    short batch's worth at its end; a collection smaller than a batch repeats images. Batch number k
+    is the same for the same seed, wherever one starts.
     """
     size, count = _size(folder, preset_name), count_pictures(folder)
     all_of_them = load_levels(folder, preset_name) if count <= max(buffer, batch_size) else None
     an_epoch = max(1, count // batch_size)
     for epoch in itertools.count(start // an_epoch):
-        order = np.random.default_rng([seed, epoch]).permutation(count)
+        rng = np.random.default_rng([seed, epoch])
         skipped = start % an_epoch * batch_size if epoch == start // an_epoch else 0
         if all_of_them is None:
-            drawn = itertools.islice(_shuffled(folder, order, buffer, seed, epoch), skipped, None)
+            drawn = itertools.islice(_shuffled(folder, buffer, rng), skipped, None)
             levels = (_decoded(*image, size) for image in drawn)
         else:
-            levels = (all_of_them[i] for i in np.resize(order, max(count, batch_size))[skipped:])
+            order = np.resize(rng.permutation(count), max(count, batch_size))
+            levels = (all_of_them[i] for i in order[skipped:])
         while len(batch := list(itertools.islice(levels, batch_size))) == batch_size:
             yield np.stack(batch)
 
 
-def _shuffled(folder: str | Path, order: np.ndarray, buffer: int, seed: int, epoch: int
-              ) -> Iterator[Image]:
-    """Every image once: PNG files in this order, rows of parquet files through a buffer."""
+def _shuffled(folder: str | Path, buffer: int, rng: np.random.Generator) -> Iterator[Image]:
+    """Every image once: PNG files in random order, rows of parquet files through a buffer, which is
+    shuffled and half emptied whenever it is full."""
+    import pyarrow.parquet
     files, shards = _find_images(folder)
-    if files:
-        return ((files[i], None) for i in order)
-    datasets = _datasets()
-    rows = datasets.load_dataset("parquet", data_files=shards, split="train", streaming=True)
-    rows = rows.select_columns("image").cast_column("image", datasets.Image(decode=False))
-    rows = rows.shuffle(seed, buffer_size=buffer)
-    rows.set_epoch(epoch)
-    return ((f"{folder}/{row['image']['path']}", row["image"]["bytes"]) for row in rows)
+    yield from ((files[i], None) for i in rng.permutation(len(files)))
+    waiting: list[Image] = []
+    for i in rng.permutation(len(shards)):
+        with pyarrow.parquet.ParquetFile(shards[i], pre_buffer=False) as shard:
+            for rows in shard.iter_batches(ROWS_AT_ONCE, columns=["image"]):
+                waiting += [(f"{folder}/{row['path']}", row["bytes"])
+                            for row in rows["image"].to_pylist()]
+                if len(waiting) >= buffer:
+                    rng.shuffle(waiting)
+                    yield from waiting[buffer // 2 :]
+                    del waiting[buffer // 2 :]
+    rng.shuffle(waiting)
+    yield from waiting

@@ -260,7 +260,10 @@ def split_midi(data: bytes) -> tuple[bytes, list[bytes]]:
     header, at = data[at + 8 : at + 14], at + 8 + int.from_bytes(data[at + 4 : at + 8], "big")
     if len(header) < 6:
         raise MusicError("cut short within the header; download it again, or leave it out")
-    if int.from_bytes(header[4:], "big", signed=True) <= 0:
+    frames, ticks = 256 - header[4], header[5]
+    if frames in (24, 25, 29, 30):  # SMPTE: ticks of seconds, not of beats; read at 120 bpm
+        header = header[:4] + max(frames * ticks // 2, 1).to_bytes(2, "big")
+    if not 0 < int.from_bytes(header[4:], "big") < 2**15:
         raise MusicError("its header gives no ticks per beat; leave it out")
     tracks = []
     while at + 8 <= len(data):

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from utils import complete, diffusion, metrics, pieces, splice, unet
+from utils import complete, corpus, diffusion, metrics, splice, unet
 from utils.pianoroll import HELD, Picture, notes_of, paint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,7 +44,7 @@ def held_out(count):
     if MIDI:
         files = sorted(Path(MIDI).rglob("*.mid"), reverse=True)
     else:
-        files = [p.path for p in pieces.choose_pieces("builtin") if p.split == "valid"]
+        files = [p.path for p in corpus.choose_pieces("builtin") if p.split == "valid"]
     opened = (splice.open_midi(path) for path in files)
     long_enough = (piece for piece in opened if piece.picture.levels.shape[1] >= 256)
     return list(itertools.islice(long_enough, count))

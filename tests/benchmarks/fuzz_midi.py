@@ -1,7 +1,7 @@
 """Feed the MIDI reader damaged files: `python tests/benchmarks/fuzz_midi.py FOLDER [COUNT] [SEED]`.
 
 Each input is a real file of FOLDER with bytes flipped, lost, added, swapped or overwritten, or cut
-short. The reader runs in a child process with the limits of a conversion (`utils.guard`). It must
+short. The reader runs in a child process with the limits of a conversion (`corpus.guarded`). It must
 give a picture or a `MusicError` for each; a crash, another exception or a timeout is a finding:
 its bytes are kept under `runs/fuzz/`. The exit status is the number of findings.
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from utils import guard
+from utils import corpus, pianoroll
 from utils.files import MusicError
 
 INTERESTING = [0, 1, 0x7F, 0x80, 0x8F, 0x90, 0xB0, 0xC0, 0xF0, 0xF1, 0xF7, 0xFE, 0xFF]
@@ -61,7 +61,7 @@ def main(folder: str, count: int = 20_000, seed: int = 0) -> int:
         target.write_bytes(data)
         begin = time.perf_counter()
         try:
-            guard.call("utils.pianoroll", "read_midi", str(target))
+            corpus.guarded(pianoroll.read_midi, str(target))
             what = "picture"
         except MusicError as error:
             what = re.sub(r"[\d,]+", "N", str(error).removeprefix(f"{target}: "))
