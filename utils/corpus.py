@@ -318,6 +318,9 @@ def _convert_batch(batch: list[tuple[Piece, str]], storage: str, *settings: int)
         except MusicError as error:
             record["skipped"].append((piece.source, str(error).removeprefix(f"{piece.path}: ")))
             record["final"] &= not isinstance(error, Stopped)
+        except Exception as error:  # a fault of ours in one file must not stop the others
+            reason = f"the reader fails ({str(error).partition(chr(10))[0]}); leave it out"
+            record["skipped"].append((piece.source, reason))
     return record
 
 

@@ -220,14 +220,14 @@ def _bytes_of(path: Path) -> bytes:
 
 def _score_of(data: bytes) -> symusic.Score:
     """The score, read by symusic, or else by symusic from what mido reads."""
-    header, tracks = split_midi(data)
-    with contextlib.suppress(Exception):  # symusic raises many kinds
-        score = symusic.Score.from_midi(_joined(header, map(_released, tracks)),
-                                        sanitize_data=True)  # without it, it may crash
-        if score.note_num():
-            return score
-    header, tracks = split_midi(sound_bytes(data))
-    return symusic.Score.from_midi(_joined(header, map(_released, tracks)), sanitize_data=True)
+    for read in (split_midi, lambda data: split_midi(sound_bytes(data))):
+        header, tracks = read(data)
+        with contextlib.suppress(Exception):  # symusic raises many kinds
+            score = symusic.Score.from_midi(_joined(header, map(_released, tracks)),
+                                            sanitize_data=True)  # without it, it may crash
+            if score.note_num():
+                return score
+    raise MusicError("no notes (drums are left out); choose another file")
 
 
 def sound_bytes(data: bytes) -> bytes:

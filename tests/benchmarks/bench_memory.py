@@ -11,8 +11,8 @@ import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
 import datasets  # noqa: F401  a library too
+import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from utils import corpus, pianoroll

@@ -1,9 +1,9 @@
 """Feed the MIDI reader damaged files: `python tests/benchmarks/fuzz_midi.py FOLDER [COUNT] [SEED]`.
 
 Each input is a real file of FOLDER with bytes flipped, lost, added, swapped or overwritten, or cut
-short. The reader runs in a child process with the limits of a conversion (`corpus.guarded`). It must
-give a picture or a `MusicError` for each; a crash, another exception or a timeout is a finding:
-its bytes are kept under `runs/fuzz/`. The exit status is the number of findings.
+short. The reader runs in a child process with the limits of a conversion (`corpus.guarded`). It
+must give a picture or a `MusicError` for each; a crash, another exception or a timeout is a
+finding: its bytes are kept under `runs/fuzz/`. The exit status is the number of findings.
 """
 
 import collections
