@@ -6,6 +6,7 @@ import itertools
 import shutil
 from pathlib import Path
 
+import hostile_midi
 import joblib
 import numpy as np
 import pytest
@@ -193,6 +194,41 @@ def test_examples_are_evenly_spaced_and_stand_in_for_missing_held_out_ones(midi,
     (folder / "valid" / ("a.png" if kind == "png" else "a.parquet")).write_bytes(b"half")
     with pytest.raises(MusicError, match=r"a\.p"):  # what is damaged is not passed over
         corpus.load_examples(tmp_path, "diffusion")
+
+
+def test_a_file_of_duplicates_alone_is_named_with_the_file_that_it_repeats(converted):
+    with (converted / "images" / "skipped.csv").open(newline="") as file:
+        reasons = {row["file"]: row["reason"] for row in csv.DictReader(file)}
+    (copied,) = reasons.keys() & {"a copy.MID", "0/000_chorale_c-minor.mid"}
+    (other,) = {"a copy.MID", "0/000_chorale_c-minor.mid"} - {copied}
+    assert reasons[copied] == f"a duplicate of {other}"
+    assert "not a MIDI file" in reasons["text.mid"] and len(reasons) == 3
+    sources = {row["source"] for table in converted.rglob("metadata.csv")
+               for row in csv.DictReader(table.open(newline=""))}
+    assert len(sources) == 30 and not sources & reasons.keys()
+
+
+@pytest.mark.parametrize("kind", ["png", "parquet"])
+def test_files_that_a_kill_left_are_removed(midi, tmp_path, kind):
+    corpus.convert(midi, tmp_path, storage=kind)
+    before = tree(tmp_path)
+    for left in ("skipped.csv", "gan/train/metadata.csv", "diffusion/train/0.parquet",
+                 ".done/abc.json"):
+        path = tmp_path / "images" / left
+        path.with_name(f".4711-{path.name}").write_text("half")
+    (tmp_path / "images" / "gan" / "train" / "x_0001.png").write_bytes(b"half")
+    corpus.convert(midi, tmp_path, storage=kind)
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("bad", [b"no music", hostile_midi.SMALL["drums_alone"][0]])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_one_good_file_is_trained_on_whatever_lies_beside_it(tmp_path, bad, seed):
+    (tmp_path / "good.mid").write_bytes(hostile_midi.GOOD)
+    (tmp_path / "bad.mid").write_bytes(bad)
+    made = corpus.convert(tmp_path, tmp_path / "run", seed=seed)
+    assert made.pictures["diffusion/train"] == 1 and made.pictures["diffusion/valid"] == 0
+    assert [source for source, _ in made.skipped] == ["bad.mid"]
 
 
 def test_missing_pictures_never_replace_those_of_another_collection(midi, tmp_path):
