@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from real_midi import ROOT, real_files
 from utils import (
     complete,
+    corpus,
     diffusion,
     endings,
     messages,
     metrics,
     pianoroll,
-    pieces,
     splice,
     unet,
 )
@@ -257,8 +257,9 @@ def test_an_odd_message_costs_nothing_else(odd, tmp_path):
 
 
 def test_what_was_repaired_is_said(tmp_path):
-    path = scale(tmp_path / "cut.mid")
-    path.write_bytes(path.read_bytes()[:-20])
+    path = scale(tmp_path / "odd.mid")
+    data = path.read_bytes()
+    path.write_bytes(data[:14] + b"XFIH\0\0\0\1a" + data[14:])
     assert splice.open_midi(path).damaged
 
 
@@ -617,7 +618,7 @@ def trained():
 def completed(trained, mode):
     """Held-out pieces with new bars: (piece, kept and painted levels, begin, end, new notes)."""
     result = []
-    held_out = [p.path for p in pieces.choose_pieces("builtin") if p.split == "valid"]
+    held_out = [p.path for p in corpus.choose_pieces("builtin") if p.split == "valid"]
     for number, path in enumerate(held_out):
         piece = splice.open_midi(path)
         begin, end = splice.choose_bars(piece, mode, BARS)

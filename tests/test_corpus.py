@@ -222,7 +222,7 @@ def test_files_that_a_kill_left_are_removed(midi, tmp_path, kind):
 
 
 @pytest.mark.parametrize("bad", [b"no music", hostile_midi.SMALL["drums_alone"][0]])
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, 5])
 def test_one_good_file_is_trained_on_whatever_lies_beside_it(tmp_path, bad, seed):
     (tmp_path / "good.mid").write_bytes(hostile_midi.GOOD)
     (tmp_path / "bad.mid").write_bytes(bad)

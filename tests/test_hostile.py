@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import hostile_midi
+import psutil
 import pytest
 
 from real_midi import ROOT
@@ -64,7 +65,8 @@ def test_a_large_file_stays_within_the_limits(tmp_path, name):
     path = tmp_path / "large.mid"
     path.write_bytes(hostile_midi.large()[name][0])
     try:
-        used = corpus.guarded(seconds_to_read, path)
+        with corpus.child_processes(1) as pool:
+            used = corpus.guarded(pool, seconds_to_read, path)
     except MusicError as error:
         assert "crashes" not in str(error)
     else:
@@ -84,9 +86,10 @@ def seconds_to_read(path: Path) -> float:
     (bytearray, (10**9,), "memory"),
     (exec, ("import os; os.kill(os.getpid(), 9)",), "outside")])
 def test_a_death_in_the_child_is_an_error_of_one_line(function, arguments, words):
-    with pytest.raises(MusicError, match=words):
-        corpus.guarded(function, *arguments)
-    assert corpus.guarded(len, "abc") == 3
+    with corpus.child_processes(1) as pool:
+        with pytest.raises(MusicError, match=words):
+            corpus.guarded(pool, function, *arguments)
+        assert corpus.guarded(pool, len, "abc") == 3
 
 
 def four_files(folder: Path) -> Path:
@@ -99,8 +102,8 @@ def four_files(folder: Path) -> Path:
 
 def test_a_reader_that_crashes_does_not_end_the_run(tmp_path, monkeypatch):
     guarded = corpus.guarded
-    monkeypatch.setattr(corpus, "guarded", lambda function, piece, *rest: guarded(
-        *((os.abort,) if piece.source == "1.mid" else (function, piece, *rest))))
+    monkeypatch.setattr(corpus, "guarded", lambda pool, function, piece, *rest: guarded(
+        pool, *((os.abort,) if piece.source == "1.mid" else (function, piece, *rest))))
     summary = corpus.convert(four_files(tmp_path / "midi"), tmp_path / "run")
     assert [source for source, reason in summary.skipped] == ["1.mid"]
     assert "crashes" in summary.skipped[0][1]
@@ -109,12 +112,24 @@ def test_a_reader_that_crashes_does_not_end_the_run(tmp_path, monkeypatch):
 def test_a_file_whose_reader_the_system_killed_is_read_at_the_next_run(tmp_path, monkeypatch):
     folder, guarded = four_files(tmp_path / "midi"), corpus.guarded
     with monkeypatch.context() as patch:
-        patch.setattr(corpus, "guarded", lambda function, piece, *rest: guarded(
-            *((exec, "import os; os.kill(os.getpid(), 9)") if piece.source == "1.mid"
+        patch.setattr(corpus, "guarded", lambda pool, function, piece, *rest: guarded(
+            pool, *((exec, "import os; os.kill(os.getpid(), 9)") if piece.source == "1.mid"
               else (function, piece, *rest))))
         stopped = corpus.convert(folder, tmp_path / "run")
     assert [source for source, _ in stopped.skipped] == ["1.mid"]
     assert not corpus.convert(folder, tmp_path / "run").skipped
+
+
+def test_child_processes_end_with_a_run_that_is_killed(tmp_path):
+    run = subprocess.Popen([sys.executable, "-c", "from utils import corpus\n"
+                            f"corpus.convert('builtin', {str(tmp_path)!r}, jobs=3)"], cwd=ROOT,
+                           stderr=subprocess.DEVNULL)
+    while not list(tmp_path.rglob("*.json")):
+        time.sleep(0.01)
+    children = psutil.Process(run.pid).children(recursive=True)
+    run.kill()
+    run.wait()
+    assert len(children) >= 3 and not psutil.wait_procs(children, timeout=20)[1]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals to a group of processes")
@@ -135,12 +150,13 @@ def test_mutated_files_give_an_image_or_a_reason(builtin_midi, tmp_path):
     import fuzz_midi
     rng = random.Random(0)
     path = tmp_path / "mutated.mid"
-    for _ in range(300):
-        path.write_bytes(fuzz_midi.mutate(rng.choice(builtin_midi).read_bytes(), rng))
-        try:
-            corpus.guarded(pianoroll.read_midi, path)
-        except MusicError as error:
-            assert not any(word in str(error) for word in ("crashes", "seconds", "memory"))
+    with corpus.child_processes(1) as pool:
+        for _ in range(300):
+            path.write_bytes(fuzz_midi.mutate(rng.choice(builtin_midi).read_bytes(), rng))
+            try:
+                corpus.guarded(pool, pianoroll.read_midi, path)
+            except MusicError as error:
+                assert not any(word in str(error) for word in ("crashes", "seconds", "memory"))
 
 
 def test_the_collection_of_hostile_files(real_midi, tmp_path):

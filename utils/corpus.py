@@ -9,7 +9,6 @@ bytes. Hugging Face's `datasets` loads both: `load_dataset("imagefolder", data_d
 import collections
 import contextlib
 import csv
-import functools
 import hashlib
 import itertools
 import json
@@ -20,9 +19,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
-from multiprocessing.util import Finalize
 from pathlib import Path
 
 import joblib
@@ -35,9 +32,9 @@ from utils.files import MusicError, atomic, printable, write_json, write_table
 from utils.pianoroll import PRESETS
 from utils.sources import BUILTIN, collection_folder
 
-__all__ = ["BUILTIN", "Piece", "Summary", "choose_pieces", "convert", "count_pictures",
-           "ensure_images", "find_midi", "guarded", "load_examples", "load_levels",
-           "load_pictures", "official_split", "picture_names", "stream_levels"]
+__all__ = ["BUILTIN", "Piece", "Summary", "child_processes", "choose_pieces", "convert",
+           "count_pictures", "ensure_images", "find_midi", "guarded", "load_examples",
+           "load_levels", "load_pictures", "official_split", "picture_names", "stream_levels"]
 
 SPLITS = ("train", "valid")
 FOLDERS = [f"{preset}/{split}" for preset in PRESETS for split in SPLITS]
@@ -176,49 +173,41 @@ class Stopped(MusicError):
     """The child process was stopped from outside: the file is not to blame."""
 
 
-_idle: list[pebble.ProcessPool] = []  # list.pop and list.append are atomic
+@contextlib.contextmanager
+def child_processes(count: int) -> Iterator[pebble.ProcessPool]:
+    """A pool of child processes with a limit of memory. They end with the block."""
+    multiprocessing.current_process().daemon = False  # a dask worker is one: it may have no child
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
+    pool = pebble.ProcessPool(count, max_tasks=2000, initializer=_limit_memory, context=context)
+    try:
+        yield pool
+    finally:
+        pool.stop()
+        pool.join()
 
 
-def guarded(function: Callable, *args: object) -> object:
+def guarded(pool: pebble.ProcessPool, function: Callable, *args: object) -> object:
     """`function(*args)` in a child process, where a crash, a hang or a memory leak does no harm.
 
     Raises what the function raises, `MusicError` where it crashes or exceeds a limit, and `Stopped`
     where the process was killed by the user or by the system. Ctrl-C does not reach the child.
     """
-    pool = _idle.pop() if _idle else _new_pool()
-    future = pool.schedule(_timed, (function, *args), timeout=WALL_S)
     try:
-        return future.result()
+        return pool.schedule(_timed, (function, *args), timeout=WALL_S).result()
     except pebble.ProcessExpired as death:
         if death.exitcode == -getattr(signal, "SIGPROF", 0):
             raise MusicError(f"takes longer than {CPU_S:.0f} seconds; leave it out") from None
         if death.exitcode in FROM_OUTSIDE:
             raise Stopped("its reader was stopped from outside; run notebook 01 again") from None
         raise MusicError("crashes the reader; the file is damaged, leave it out") from None
-    except BrokenProcessPool:
-        raise Stopped("its reader was stopped from outside; run notebook 01 again") from None
     except TimeoutError:
         raise MusicError(f"takes longer than {WALL_S:.0f} seconds; leave it out") from None
     except MemoryError:
         raise MusicError(f"needs more than {MEMORY_MIB} MiB of memory; leave it out") from None
-    finally:
-        future.cancel()  # ends the child if an exception ended the wait
-        if pool.active:
-            _idle.append(pool)
-
-
-def _new_pool() -> pebble.ProcessPool:
-    """A pool of one child process."""
-    multiprocessing.current_process().daemon = False  # a dask worker is one: it may have no child
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
-    pool = pebble.ProcessPool(1, max_tasks=2000, initializer=_limit_memory, context=context)
-    Finalize(None, _close, (pool,), exitpriority=1)
-    return pool
-
-
-def _close(pool: pebble.ProcessPool) -> None:
-    pool.stop()
-    pool.join()
+    except Exception:
+        if not pool.active:
+            raise Stopped("its reader was stopped from outside; run notebook 01 again") from None
+        raise
 
 
 def _limit_memory() -> None:
@@ -232,13 +221,12 @@ def _limit_memory() -> None:
 
 def _timed(function: Callable, *args: object) -> object:
     """`function(*args)`; the signal SIGPROF ends the process after `CPU_S`."""
-    timer = functools.partial(getattr(signal, "setitimer", lambda *_: None),
-                              getattr(signal, "ITIMER_PROF", 0))
-    timer(CPU_S)
+    timer = getattr(signal, "setitimer", lambda *_: None)  # Windows has none
+    timer(getattr(signal, "ITIMER_PROF", 0), CPU_S)
     try:
         return function(*args)
     finally:
-        timer(0)
+        timer(getattr(signal, "ITIMER_PROF", 0), 0)
 
 
 # ---------------------------------------------------------------- conversion in bulk
@@ -284,14 +272,12 @@ def _convert_pieces(pieces: list[Piece], images: Path, jobs: int, *settings: str
     paths = [images / ".done" / f"{_fingerprint(batch, *settings)}.json" for batch in batches]
     _remove_others(images, set(paths))
     done = {path for path in paths if path.is_file()}
-    fresh = joblib.Parallel(n_jobs=jobs, return_as="generator", prefer="threads")(
-        joblib.delayed(_convert_batch)(batch, *settings)
-        for batch, path in zip(batches, paths, strict=True) if path not in done)
+    todo = [batch for batch, path in zip(batches, paths, strict=True) if path not in done]
     seen: dict[str, tuple[str, str]] = {}  # digest of a window: the file and source that has it
-    skipped, counts = [], dict.fromkeys(FOLDERS, 0)
-    with contextlib.ExitStack() as stack, tqdm(total=len(pieces), unit="file",
-                                               desc="MIDI → images") as bar:
-        tables = {f: _table(stack, images / f) for f in FOLDERS} if storage == "png" else {}
+    skipped, counts, tables = [], dict.fromkeys(FOLDERS, 0), {folder: [] for folder in FOLDERS}
+    with _shared_pool(jobs), tqdm(total=len(pieces), unit="file", desc="MIDI → images") as bar:
+        fresh = joblib.Parallel(n_jobs=jobs, return_as="generator", prefer="threads")(
+            joblib.delayed(_convert_batch)(batch, *settings) for batch in todo)
         for batch, path in zip(batches, paths, strict=True):
             record = _read_record(path) if path in done else next(fresh)
             if path not in done or not _is_current(images, record, seen):
@@ -301,9 +287,11 @@ def _convert_pieces(pieces: list[Piece], images: Path, jobs: int, *settings: str
             for row in record["rows"]:
                 if not row["twin"]:
                     counts[row["folder"]] += 1
-                    if tables:
-                        tables[row["folder"]].writerow([row[column] for column in METADATA])
+                    if storage == "png":
+                        tables[row["folder"]].append([row[column] for column in METADATA])
             bar.update(len(batch))
+    for folder, rows in tables.items() if storage == "png" else ():
+        write_table(images / folder / "metadata.csv", METADATA, rows)
     write_table(images / "skipped.csv", ("file", "reason"), sorted(skipped))
     return Summary(counts, sorted(skipped), len(pieces))
 
@@ -312,16 +300,31 @@ def _convert_batch(batch: list[tuple[Piece, str]], storage: str, *settings: int)
     """The record of a few files: a row a window, each with its PNG, and what is skipped and why.
     It is "final" unless a child process was stopped from outside."""
     record = {"storage": storage, "rows": [], "skipped": [], "final": True}
-    for piece, name in batch:
-        try:
-            record["rows"] += guarded(_convert_piece, piece, name, *settings)
-        except MusicError as error:
-            record["skipped"].append((piece.source, str(error).removeprefix(f"{piece.path}: ")))
-            record["final"] &= not isinstance(error, Stopped)
-        except Exception as error:  # a fault of ours in one file must not stop the others
-            reason = f"the reader fails ({str(error).partition(chr(10))[0]}); leave it out"
-            record["skipped"].append((piece.source, reason))
+    with contextlib.nullcontext(_pools[-1]) if _pools else child_processes(1) as pool:
+        for piece, name in batch:
+            try:
+                record["rows"] += guarded(pool, _convert_piece, piece, name, *settings)
+            except MusicError as error:
+                record["skipped"].append((piece.source, str(error).removeprefix(f"{piece.path}: ")))
+                record["final"] &= not isinstance(error, Stopped)
+            except Exception as error:  # a fault of ours in one file must not stop the others
+                reason = f"the reader fails ({str(error).partition(chr(10))[0]}); leave it out"
+                record["skipped"].append((piece.source, reason))
     return record
+
+
+_pools: list[pebble.ProcessPool] = []  # of this process while it converts; none in a dask worker
+
+
+@contextlib.contextmanager
+def _shared_pool(jobs: int) -> Iterator[None]:
+    """Child processes for all batches that are converted in this process."""
+    with child_processes(joblib.effective_n_jobs(jobs)) as pool:
+        _pools.append(pool)
+        try:
+            yield
+        finally:
+            _pools.remove(pool)
 
 
 def _convert_piece(piece: Piece, name: str, steps_per_beat: int, hop: int) -> list[dict]:
@@ -437,14 +440,6 @@ def _remove_others(images: Path, records: set[Path]) -> None:
         for path in (images / folder).glob("*"):
             if OURS.fullmatch(path.name) and f"{folder}/{path.name}" not in kept:
                 path.unlink()
-
-
-def _table(stack: contextlib.ExitStack, folder: Path) -> "csv._writer":
-    """A metadata.csv, open for its rows."""
-    temporary = stack.enter_context(atomic(folder / "metadata.csv"))
-    writer = csv.writer(stack.enter_context(temporary.open("w", encoding="utf-8", newline="")))
-    writer.writerow(METADATA)
-    return writer
 
 
 # ---------------------------------------------------------------- images of a run

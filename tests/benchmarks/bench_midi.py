@@ -84,6 +84,5 @@ def main(folder: Path, everything: bool) -> None:
 
 
 if __name__ == "__main__":
-    corpus.guarded(len, [])  # the first child is warm
     arguments = [argument for argument in sys.argv[1:] if argument != "--all"]
     main(Path(arguments[0]) if arguments else REAL_MIDI, "--all" in sys.argv)

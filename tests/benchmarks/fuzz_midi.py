@@ -13,6 +13,8 @@ import sys
 import time
 from pathlib import Path
 
+from pebble import ProcessPool
+
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from utils import corpus, pianoroll
@@ -47,7 +49,7 @@ def mutate(data: bytes, rng: random.Random) -> bytes:
     return bytes(data)
 
 
-def main(folder: str, count: int = 20_000, seed: int = 0) -> int:
+def main(folder: str, pool: ProcessPool, count: int = 20_000, seed: int = 0) -> int:
     """Print what became of the inputs; return the number of findings."""
     rng = random.Random(seed)
     paths = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in (".mid", ".midi"))
@@ -61,7 +63,7 @@ def main(folder: str, count: int = 20_000, seed: int = 0) -> int:
         target.write_bytes(data)
         begin = time.perf_counter()
         try:
-            corpus.guarded(pianoroll.read_midi, str(target))
+            corpus.guarded(pool, pianoroll.read_midi, str(target))
             what = "picture"
         except MusicError as error:
             what = re.sub(r"[\d,]+", "N", str(error).removeprefix(f"{target}: "))
@@ -79,4 +81,6 @@ def main(folder: str, count: int = 20_000, seed: int = 0) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(min(100, main(sys.argv[1], *map(int, sys.argv[2:]))))
+    with corpus.child_processes(1) as only_child:
+        found = main(sys.argv[1], only_child, *map(int, sys.argv[2:]))
+    sys.exit(min(100, found))
