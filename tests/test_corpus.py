@@ -6,11 +6,12 @@ import itertools
 import shutil
 from pathlib import Path
 
+import hostile_midi
 import joblib
 import numpy as np
 import pytest
 
-from utils import corpus, pianoroll, storage
+from utils import corpus, pianoroll
 from utils.files import MusicError
 from utils.pianoroll import PRESETS
 
@@ -64,7 +65,7 @@ def test_what_is_done_is_not_done_again(midi, tmp_path, monkeypatch):
     first = corpus.convert(midi, tmp_path)
     before = tree(tmp_path)
     with monkeypatch.context() as patch:
-        patch.setattr(corpus, "_convert_guarded", lambda *a: pytest.fail("done again"))
+        patch.setattr(corpus, "guarded", lambda *a: pytest.fail("done again"))
         assert corpus.convert(midi, tmp_path) == first
     next((tmp_path / "images" / "gan" / "train").glob("*.png")).unlink()
     corpus.convert(midi, tmp_path)
@@ -74,7 +75,7 @@ def test_what_is_done_is_not_done_again(midi, tmp_path, monkeypatch):
 @pytest.mark.parametrize("kind", ["png", "parquet"])
 def test_a_run_that_was_stopped_goes_on(midi, tmp_path, monkeypatch, kind):
     monkeypatch.setitem(corpus.BATCH, kind, 8)
-    convert, calls = corpus._convert_guarded, []
+    convert, calls = corpus.guarded, []
 
     def stops(*arguments):
         calls.append(arguments)
@@ -82,7 +83,7 @@ def test_a_run_that_was_stopped_goes_on(midi, tmp_path, monkeypatch, kind):
             raise KeyboardInterrupt
         return convert(*arguments)
 
-    monkeypatch.setattr(corpus, "_convert_guarded", stops)
+    monkeypatch.setattr(corpus, "guarded", stops)
     with pytest.raises(KeyboardInterrupt):
         corpus.convert(midi, tmp_path / "stopped", jobs=1, storage=kind)
     corpus.convert(midi, tmp_path / "stopped", jobs=1, storage=kind)
@@ -195,6 +196,41 @@ def test_examples_are_evenly_spaced_and_stand_in_for_missing_held_out_ones(midi,
         corpus.load_examples(tmp_path, "diffusion")
 
 
+def test_a_file_of_duplicates_alone_is_named_with_the_file_that_it_repeats(converted):
+    with (converted / "images" / "skipped.csv").open(newline="") as file:
+        reasons = {row["file"]: row["reason"] for row in csv.DictReader(file)}
+    (copied,) = reasons.keys() & {"a copy.MID", "0/000_chorale_c-minor.mid"}
+    (other,) = {"a copy.MID", "0/000_chorale_c-minor.mid"} - {copied}
+    assert reasons[copied] == f"a duplicate of {other}"
+    assert "not a MIDI file" in reasons["text.mid"] and len(reasons) == 3
+    sources = {row["source"] for table in converted.rglob("metadata.csv")
+               for row in csv.DictReader(table.open(newline=""))}
+    assert len(sources) == 30 and not sources & reasons.keys()
+
+
+@pytest.mark.parametrize("kind", ["png", "parquet"])
+def test_files_that_a_kill_left_are_removed(midi, tmp_path, kind):
+    corpus.convert(midi, tmp_path, storage=kind)
+    before = tree(tmp_path)
+    for left in ("skipped.csv", "gan/train/metadata.csv", "diffusion/train/0.parquet",
+                 ".done/abc.json"):
+        path = tmp_path / "images" / left
+        path.with_name(f".4711-{path.name}").write_text("half")
+    (tmp_path / "images" / "gan" / "train" / "x_0001.png").write_bytes(b"half")
+    corpus.convert(midi, tmp_path, storage=kind)
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("bad", [b"no music", hostile_midi.SMALL["drums_alone"][0]])
+@pytest.mark.parametrize("seed", [0, 5])
+def test_one_good_file_is_trained_on_whatever_lies_beside_it(tmp_path, bad, seed):
+    (tmp_path / "good.mid").write_bytes(hostile_midi.GOOD)
+    (tmp_path / "bad.mid").write_bytes(bad)
+    made = corpus.convert(tmp_path, tmp_path / "run", seed=seed)
+    assert made.pictures["diffusion/train"] == 1 and made.pictures["diffusion/valid"] == 0
+    assert [source for source, _ in made.skipped] == ["bad.mid"]
+
+
 def test_missing_pictures_never_replace_those_of_another_collection(midi, tmp_path):
     corpus.convert(midi, tmp_path)
     shutil.rmtree(tmp_path / "images" / "gan")
@@ -208,8 +244,8 @@ def test_pictures_that_are_none(tmp_path):
     with pytest.raises(MusicError, match="01_midi2img"):
         corpus.load_levels(tmp_path)
     (tmp_path / "a.parquet").write_bytes(b"no parquet")
-    with pytest.raises(MusicError, match=r"a\.parquet: no shard"):
-        storage.load_levels(tmp_path)
+    with pytest.raises(MusicError, match=r"a\.parquet: no parquet file"):
+        corpus.load_levels(tmp_path)
     with pytest.raises(MusicError, match="storage"):
         corpus.convert("builtin", tmp_path, storage="zarr")
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from real_midi import ROOT
-from utils import diffusion, inpaint, metrics, pieces, unet
+from utils import corpus, diffusion, inpaint, metrics, unet
 from utils.files import MusicError
 from utils.pianoroll import HELD, Picture, notes_of, paint, read_midi
 
@@ -236,7 +236,7 @@ def test_new_bars_are_in_key_more_often_than_without_the_piece():
     control = diffusion.generate(network, 4, 20)
     scales = [np.roll(metrics.MAJOR, tonic) for tonic in range(12)]
     rates = []
-    for piece in [p for p in pieces.choose_pieces("builtin") if p.split == "valid"][:6]:
+    for piece in [p for p in corpus.choose_pieces("builtin") if p.split == "valid"][:6]:
         kept = read_midi(piece.path).levels[:, :64]
         roll = inpaint.inpaint(network, kept, 64, 128, open_end=True, sampling_steps=20,
                                onsets_per_bar=inpaint.usual_density(kept, 64, 128))

@@ -2,7 +2,9 @@
 
 import errno
 import io
+from pathlib import Path
 
+import hostile_midi
 import numpy as np
 import pretty_midi
 import pytest
@@ -188,6 +190,40 @@ def test_drums_are_left_out_and_the_pedal_is_off_unless_asked_for(tmp_path):
     wet = pianoroll.notes_of(pianoroll.read_midi(tmp_path / "a.mid", pedal=True))
     assert dry.tolist() == [[0, 2, 60, 80], [16, 2, 60, 80]]
     assert wet.tolist() == [[0, 8, 60, 80], [16, 2, 60, 80]]
+
+
+def midi_of(tmp_path, *events: tuple[int, bytes]) -> Path:
+    """A file of one track of (ticks to wait, message), 480 ticks a beat."""
+    body = b"".join(bytes([wait >> 7 | 0x80, wait & 127]) + message for wait, message in events)
+    path = tmp_path / "made.mid"
+    path.write_bytes(hostile_midi.midi(hostile_midi.track(body + hostile_midi.END)))
+    return path
+
+
+ON, OFF = b"\x90\x3c\x40", b"\x80\x3c\x40"
+
+
+def test_a_note_struck_again_before_its_note_off_loses_no_later_note(tmp_path):
+    path = midi_of(tmp_path, (0, ON), (480, ON), (480, OFF), (480, ON), (480, OFF), (480, ON),
+                   (480, OFF))
+    notes = pianoroll.notes_of(pianoroll.read_midi(path))
+    assert notes[:, :2].tolist() == [[0, 4], [4, 4], [12, 4], [20, 4]]
+    assert len(pretty_midi.PrettyMIDI(str(path)).instruments[0].notes) == len(notes)
+
+
+def test_a_note_that_is_never_released_lasts_to_its_tracks_end(tmp_path):
+    path = midi_of(tmp_path, (0, ON), (480, OFF), (480, ON), (960, b"\xb0\x01\x01"))
+    assert pianoroll.notes_of(pianoroll.read_midi(path))[:, :2].tolist() == [[0, 4], [8, 8]]
+
+
+def test_of_two_tempos_in_a_step_the_later_counts(tmp_path):
+    tempos = [b"\xff\x51\x03" + (60_000_000 // bpm).to_bytes(3, "big")
+              for bpm in (120, 89, 150, 75)]
+    path = midi_of(tmp_path, (0, tempos[0]), (1, tempos[1]), (0, ON), (480, OFF), (480, tempos[2]),
+                   (1, tempos[3]), (0, ON), (480, OFF))
+    piece = pianoroll.read_midi(path)
+    assert round(piece.tempo_bpm) == 89
+    assert [(step, round(bpm)) for step, bpm in piece.tempo_changes] == [(8, 75)]
 
 
 def test_a_full_disk_leaves_what_was_there(tmp_path):

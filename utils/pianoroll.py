@@ -7,15 +7,17 @@ the beat grid. Level 0 is silence, 64 a held note, 128 + velocity the column whe
 import contextlib
 import io
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import mido
 import numpy as np
 import pretty_midi
 import symusic
 from PIL import Image, PngImagePlugin
 
-from utils import bars, repair
+from utils import bars
 from utils.files import MusicError, atomic, printable
 
 SILENCE, HELD, ONSET = 0, 64, 128
@@ -23,7 +25,10 @@ VELOCITY_UNKNOWN = 64  # a tail without a head: the note began before the pictur
 VELOCITY_TWO_LEVEL = 100  # black-and-white pictures hold no loudness
 MAX_STEPS = 2**19  # 18 hours of sixteenths at 120 bpm; longer files are damaged
 MAX_BYTES = 2**23  # of a MIDI file; more is no piece of music
+MAX_ODD_BYTES = 2**20  # of one that only mido may be able to read: a second of work at most
 MAX_TRACKS = 4096
+END_OF_TRACK = b"\xff\x2f\x00"
+ALL_KEYS = b"".join(bytes([key, 0, 0]) for key in range(128))  # the rest of 128 note-offs
 LOWEST_PITCH_OF_ROWS = {128: 0, 106: 21}  # for pictures that carry no facts of their own
 PLANE_SOUNDING, PLANE_ONSET = 0.5, 0.25  # thresholds of `from_planes`
 
@@ -74,35 +79,33 @@ def settle(notes: np.ndarray) -> np.ndarray:
     """One note per pitch and step: the louder onset stays, and a new onset ends the note before.
 
     `notes` is int `[N, 4]`: start, length (1 or more), pitch, velocity, in steps and MIDI numbers.
-    Returns the same, ordered by pitch and start.
+    Returns the same, int32, ordered by pitch and start.
     """
-    start, length, pitch, velocity = np.asarray(notes, dtype=np.int64).reshape(-1, 4).T
-    key = np.sort(pitch << 47 | start << 27 | velocity << 20 | length)  # one key, one fast sort
-    onset = key >> 27
-    key = key[np.append(onset[1:] != onset[:-1], True)[: len(key)]]
-    pitch, start, velocity, length = key >> 47, key >> 27 & 0xFFFFF, key >> 20 & 0x7F, key & 0xFFFFF
-    until_next = np.where(pitch[1:] == pitch[:-1], start[1:] - start[:-1], MAX_STEPS)
-    length[:-1] = np.minimum(length[:-1], until_next)
-    return np.stack([start, length, pitch, velocity], axis=1).astype(np.int32)
+    notes = np.asarray(notes, dtype=np.int64).reshape(-1, 4)
+    start, length, pitch, velocity = notes.T
+    cell = pitch * 2**20 + start
+    notes = notes[np.argsort((cell * 128 + velocity) * 2**20 + length)]
+    start, _, pitch, _ = notes.T
+    same_pitch = pitch[1:] == pitch[:-1]
+    loudest = np.append(~same_pitch | (start[1:] != start[:-1]), True)[: len(notes)]
+    notes = notes[loudest]
+    start, length, pitch, _ = notes.T
+    to_next = np.where(pitch[1:] == pitch[:-1], start[1:] - start[:-1], length[:-1])
+    length[:-1] = np.minimum(length[:-1], to_next)
+    return notes.astype(np.int32)
 
 
 def paint(notes: np.ndarray, pitches: int, steps: int, lowest_pitch: int = 0) -> np.ndarray:
     """Notes `[N, 4]` as levels, `uint8 [pitches, steps]`. What lies outside is left out."""
-    levels = np.zeros(pitches * steps, dtype=np.uint8)
-    start, length, pitch, velocity = settle(notes).T.astype(np.int64)
+    start, length, pitch, velocity = settle(notes).T
     row = pitch - lowest_pitch
     inside = (row >= 0) & (row < pitches) & (start < steps)
-    start, row, velocity = start[inside], row[inside], velocity[inside]
-    head = row * steps + start
-    length = np.minimum(length[inside], steps - start)
-    total = np.cumsum(length)
-    first = head - (total - length)  # cell number minus the number of cells painted before it
-    cuts = np.flatnonzero(np.diff(total >> 22)) + 1  # a few million cells at a time
-    for begin, end in zip([0, *cuts], [*cuts, len(head)], strict=True):
-        cells = np.repeat(first[begin:end], length[begin:end])
-        cells += np.arange(total[begin] - length[begin], total[end - 1]) if len(cells) else 0
-        levels[cells] = HELD
-    levels[head] = ONSET + velocity
+    onset = (row * steps + start)[inside]  # of each note, the number of its first cell
+    length = np.minimum(length, steps - start)[inside]
+    before = np.cumsum(length, dtype=np.int32) - length  # cells of the notes before it
+    levels = np.zeros(pitches * steps, dtype=np.uint8)
+    levels[np.repeat(onset - before, length) + np.arange(length.sum(), dtype=np.int32)] = HELD
+    levels[onset] = ONSET + velocity[inside]
     return levels.reshape(pitches, steps)
 
 
@@ -135,20 +138,15 @@ def notes_of(picture: Picture) -> np.ndarray:
 # ---------------------------------------------------------------- MIDI → picture
 
 
-def read_midi(path: str | Path, steps_per_beat: int = 4, pedal: bool = False,
-              careful: bool = False) -> Picture:
+def read_midi(path: str | Path, steps_per_beat: int = 4, pedal: bool = False) -> Picture:
     """A whole MIDI file as one picture of 128 rows, on the file's own beat grid, without drums.
 
-    `pedal=True` lets notes ring while the sustain pedal is down; `careful=True` reads with our own
-    slow parser alone, as damaged files are read. Raises `MusicError` with the reason for a file
-    that is not MIDI, is damaged beyond repair, or has no notes.
+    `pedal=True` lets notes ring while the sustain pedal is down. Raises `MusicError` with the
+    reason for a file that is not MIDI, is damaged, or has no notes.
     """
     path = Path(path)
-    try:
-        score, ticks = _parse(_bytes_of(path), pedal, careful)
-    except MusicError as reason:
-        raise MusicError(f"{path}: {reason}") from None
-    start_tick, end_tick, pitch, velocity = ticks
+    score = open_midi(path)
+    start_tick, end_tick, pitch, velocity = notes_in_ticks(score, pedal).T
     per_step = score.ticks_per_quarter / steps_per_beat
     start = np.floor(start_tick / per_step + 0.5).astype(np.int64)
     end = np.minimum(np.floor(end_tick / per_step + 0.5).astype(np.int64), MAX_STEPS)
@@ -164,6 +162,49 @@ def read_midi(path: str | Path, steps_per_beat: int = 4, pedal: bool = False,
                    _signatures(score, per_step))
 
 
+def open_midi(path: str | Path) -> symusic.Score:
+    """A file's tracks, notes in ticks, tempos and time signatures, as symusic holds them.
+
+    What symusic cannot read, mido tries. A note without a note-off lasts to its track's end.
+    Raises `MusicError` with the reason for a file that neither reads, or without notes.
+    """
+    path = Path(path)
+    try:
+        score = _score_of(_bytes_of(path))
+    except MusicError as reason:
+        raise MusicError(f"{path}: {reason}") from None
+    if not any(len(track.notes) for track in score.tracks if not track.is_drum):
+        raise MusicError(f"{path}: no notes (drums are left out); choose another file")
+    return score
+
+
+def notes_in_ticks(score: symusic.Score, pedal: bool = False) -> np.ndarray:
+    """All notes but drums, int64 `[N, 4]`: start tick, end tick, pitch, velocity.
+
+    Where notes of one pitch overlap in a track, symusic pairs the first note-on with the first
+    note-off. On a piano the first note-off lifts the key, and pretty_midi reads it so too: so do
+    we. A note that is released in the tick where it is struck stays (pretty_midi loses it).
+    """
+    parts = [np.zeros((0, 4), dtype=np.int64)]
+    for track in score.tracks:
+        if track.is_drum or not len(track.notes):
+            continue
+        columns = track.notes.numpy()
+        notes = np.stack([columns[name] for name in ("time", "duration", "pitch", "velocity")],
+                         axis=1).astype(np.int64)
+        notes[:, 1] = notes[:, 0] + np.maximum(notes[:, 1], 0)  # the duration becomes the end
+        onset = notes[:, 2] * 2**32 + notes[:, 0]  # pitch and tick in one number
+        notes, onset = notes[order := np.argsort(onset)], onset[order]
+        note_off = np.sort(notes[:, 2] * 2**32 + notes[:, 1])
+        after = np.searchsorted(note_off, onset, side="right")
+        first = note_off[np.minimum(after, len(note_off) - 1)]  # the first one after the onset
+        notes[:, 1] = np.minimum(notes[:, 1], first - notes[:, 2] * 2**32)
+        if pedal and len(track.pedals):
+            notes[:, 1] = _ring(notes[:, 1], track.pedals.numpy())
+        parts.append(notes)
+    return np.concatenate(parts)
+
+
 def _bytes_of(path: Path) -> bytes:
     if not path.is_file():
         raise MusicError("no such file; check the path")
@@ -177,66 +218,96 @@ def _bytes_of(path: Path) -> bytes:
     return data
 
 
-def _parse(data: bytes, pedal: bool, careful: bool) -> tuple[symusic.Score, tuple]:
-    """The score and its notes in ticks, by symusic; what that finds unsound is repaired first."""
-    if (tracks := data.count(b"MTrk")) > MAX_TRACKS:
-        raise MusicError(f"{tracks:,} tracks, more than any piece has; leave it out")
-    if not careful and repair.is_whole(data):
+def _score_of(data: bytes) -> symusic.Score:
+    """The score, read by symusic, or else by symusic from what mido reads."""
+    for read in (split_midi, lambda data: split_midi(sound_bytes(data))):
+        header, tracks = read(data)
         with contextlib.suppress(Exception):  # symusic raises many kinds
-            score = symusic.Score.from_midi(data, sanitize_data=True)  # without it, it may crash
-            ticks = start, _, pitch, velocity = _notes_in_ticks(score, pedal)
-            if len(start) and min(start.min(), pitch.min()) >= 0 and velocity.max() < 128:
-                return score, ticks
-    score = symusic.Score.from_midi(repair.repair(data))
-    ticks = _notes_in_ticks(score, pedal)
-    if not len(ticks[0]):
-        raise MusicError("no notes (drums are left out); choose another file")
-    return score, ticks
+            score = symusic.Score.from_midi(_joined(header, map(_released, tracks)),
+                                            sanitize_data=True)  # without it, it may crash
+            if score.note_num():
+                return score
+    raise MusicError("no notes (drums are left out); choose another file")
 
 
-def _notes_in_ticks(score: symusic.Score, pedal: bool) -> tuple[np.ndarray, ...]:
-    """All notes but drums, four int64 arrays `[N]`: start tick, end tick, pitch, velocity.
+def sound_bytes(data: bytes) -> bytes:
+    """A MIDI file written anew with what mido reads in it, numbers out of range made to fit.
 
-    Where notes of one pitch overlap, symusic pairs the first note-on with the first note-off. On a
-    piano the first note-off lifts the key, and pretty_midi reads it so too: so do we. A note that
-    is released in the tick where it is struck stays (pretty_midi loses it).
+    Raises `MusicError` with the reason, without the file's name.
     """
-    tracks = [track for track in score.tracks if len(track.notes) and not track.is_drum]
-    parts = [track.notes.numpy() for track in tracks]
-    start, duration, pitch, velocity = (
-        np.concatenate([part[name] for part in parts] or [[]]).astype(np.int64)
-        for name in ("time", "duration", "pitch", "velocity"))
-    key = np.repeat(np.arange(len(parts)) * 128, [len(part["time"]) for part in parts]) + pitch
-    small = key.astype(np.uint16) if len(parts) <= 512 else key  # 16 bits: numpy's radix sort
-    order = np.argsort(small, kind="stable") if len(parts) else np.zeros(0, dtype=np.int64)
-    if np.any((start[1:] < start[:-1]) & (key[1:] >> 7 == key[:-1] >> 7)):
-        order = np.lexsort((start, key))
-    key, start, pitch, velocity = key[order], start[order], pitch[order], velocity[order]
-    end = start + np.maximum(duration[order], 0)
-    end = _first_note_off(key, start, end)
-    if pedal:
-        for number, track in enumerate(tracks):
-            if len(track.pedals):
-                own = key >> 7 == number
-                end[own] = _ring(end[own], track.pedals.numpy())
-    loud = velocity > 0
-    return start[loud], end[loud], pitch[loud], velocity[loud]
+    if len(data) > MAX_ODD_BYTES:
+        raise MusicError(f"damaged, and over {MAX_ODD_BYTES >> 20} MiB; leave it out")
+    anew = io.BytesIO()
+    try:
+        mido.MidiFile(file=io.BytesIO(_joined(*split_midi(data))), clip=True).save(file=anew)
+    except MusicError:
+        raise
+    except Exception as error:  # mido raises many kinds
+        reason = str(error).partition("\n")[0][:60] or "it ends within an event"
+        raise MusicError(f"damaged ({reason}); download it again, or leave it out") from None
+    return anew.getvalue()
 
 
-def _first_note_off(key: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarray:
-    """Each note's end, or the end of an overlapping note of the same key that comes before it.
+def split_midi(data: bytes) -> tuple[bytes, list[bytes]]:
+    """The header's six bytes and the tracks' bodies. What stands before the header is passed over,
+    and so are chunks of other kinds.
 
-    The notes are ordered by key (track and pitch) and start.
+    Raises `MusicError` with the reason, without the file's name.
     """
-    overlap = (key[1:] == key[:-1]) & (end[:-1] > start[1:])
-    if not overlap.any():
-        return end
-    some = np.flatnonzero(np.isin(key, key[1:][overlap]))
-    offs = np.sort(key[some] << 33 | end[some])  # ends stay below 2^32
-    at = np.searchsorted(offs, key[some] << 33 | start[some], side="right")
-    first = offs[np.minimum(at, len(offs) - 1)] - (key[some] << 33)
-    end[some] = np.where(first > start[some], np.minimum(end[some], first), end[some])
-    return end
+    at = data.find(b"MThd", 0, 2**16)  # after a RIFF or MacBinary header, say
+    if at < 0:
+        raise MusicError(f"not a MIDI file but {_what_else(data)}")
+    header, at = data[at + 8 : at + 14], at + 8 + int.from_bytes(data[at + 4 : at + 8], "big")
+    if len(header) < 6:
+        raise MusicError("cut short within the header; download it again, or leave it out")
+    frames, ticks = 256 - header[4], header[5]
+    if frames in (24, 25, 29, 30):  # SMPTE: ticks of seconds, not of beats; read at 120 bpm
+        header = header[:4] + max(frames * ticks // 2, 1).to_bytes(2, "big")
+    if not 0 < int.from_bytes(header[4:], "big") < 2**15:
+        raise MusicError("its header gives no ticks per beat; leave it out")
+    tracks = []
+    while at + 8 <= len(data):
+        name, end = data[at : at + 4], at + 8 + int.from_bytes(data[at + 4 : at + 8], "big")
+        if name == b"MTrk":
+            tracks.append(data[at + 8 : end])
+        if end > len(data):
+            break
+        at = end
+    missing = len(tracks) < int.from_bytes(header[2:4], "big")
+    if at + 8 <= len(data) and (name == b"MTrk" or missing):  # the last chunk does not end here
+        raise MusicError(f"cut short or damaged on the way, from byte {at:,} on; download it again "
+                         "as binary, or leave it out")
+    if not tracks:
+        raise MusicError("a header and no tracks, so no notes; leave it out")
+    if len(tracks) > MAX_TRACKS:
+        raise MusicError(f"{len(tracks):,} tracks, more than any piece has; leave it out")
+    return header, tracks
+
+
+def _what_else(data: bytes) -> str:
+    head = data[:512].lstrip().lower()
+    if not data:
+        return "an empty one; download it again, or leave it out"
+    if head.startswith(b"version https://git-lfs"):
+        return "a git-lfs pointer to one; run 'git lfs pull'"
+    if head.startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "a web page; download it again, or leave it out"
+    return "something else (it has no MThd header); leave it out"
+
+
+def _joined(header: bytes, tracks: Iterable[bytes]) -> bytes:
+    """A MIDI file of a header's six bytes and the tracks' bodies."""
+    chunks = [b"MTrk" + len(body).to_bytes(4, "big") + body for body in tracks]
+    count = min(len(chunks), 65535).to_bytes(2, "big")
+    return b"".join([b"MThd\0\0\0\6", header[:2], count, header[4:], *chunks])
+
+
+def _released(body: bytes) -> bytes:
+    """A track with a note-off for every key at its end: symusic drops notes that have none."""
+    channels = [channel for channel in range(16) if bytes([0x90 | channel]) in body]
+    body = body.removesuffix(END_OF_TRACK) if body.endswith(END_OF_TRACK) else body + b"\0"
+    offs = (bytes([0x80 | channel]) + ALL_KEYS for channel in channels)
+    return b"".join([body, *offs, END_OF_TRACK])
 
 
 def _ring(end: np.ndarray, pedals: dict[str, np.ndarray]) -> np.ndarray:
@@ -247,11 +318,11 @@ def _ring(end: np.ndarray, pedals: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def _tempo_changes(score: symusic.Score, ticks_per_step: float) -> list[tuple[int, float]]:
-    """(step, bpm) in order; a tempo that no metronome has (under 4, over 1,000) is left out."""
-    tempos = score.tempos.numpy()
-    steps = np.floor(tempos["time"] / ticks_per_step + 0.5).astype(np.int64)
-    return sorted((int(step), 60e6 / int(mspq)) for step, mspq in zip(steps, tempos["mspq"],
-                  strict=True) if 60_000 <= mspq <= 15_000_000)
+    """(step, bpm) in order; of several in a step the last counts. A tempo that no metronome has
+    (under 4, over 1,000) is left out."""
+    tempos = sorted(score.tempos, key=lambda tempo: tempo.time)
+    return list({int(np.floor(tempo.time / ticks_per_step + 0.5)): 60e6 / tempo.mspq
+                 for tempo in tempos if 60_000 <= tempo.mspq <= 15_000_000}.items())
 
 
 def _signatures(score: symusic.Score, ticks_per_step: float) -> tuple[tuple[int, int, int], ...]:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from utils import diffusion, edit, inpaint, metrics, pieces, unet
+from utils import corpus, diffusion, edit, inpaint, metrics, unet
 from utils.pianoroll import HELD, Picture, notes_of, paint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,7 +46,7 @@ def held_out(count):
     if MIDI:
         files = sorted(Path(MIDI).rglob("*.mid"), reverse=True)
     else:
-        files = [p.path for p in pieces.choose_pieces("builtin") if p.split == "valid"]
+        files = [p.path for p in corpus.choose_pieces("builtin") if p.split == "valid"]
     opened = (edit.open_midi(path) for path in files)
     long_enough = (piece for piece in opened if piece.picture.levels.shape[1] >= 256)
     return list(itertools.islice(long_enough, count))
@@ -119,7 +119,7 @@ def facts(rows):
 
 
 def compare(name, at, elsewhere):
-    """Lines [pieces, lines, 5] beside others; 95% of the difference, drawn by whole pieces."""
+    """Lines [pieces, lines, 5] beside others; 95% of the difference, drawn by whole corpus."""
     rng, count, other = np.random.default_rng(0), len(at), len(elsewhere)
     drawn = [facts(at[rng.integers(count, size=count)])
              - facts(elsewhere[rng.integers(other, size=other)]) for _ in range(1000)]

@@ -11,11 +11,11 @@ import tempfile
 import time
 from pathlib import Path
 
+import datasets  # noqa: F401  a library too
 import numpy as np
-import pyarrow.parquet  # noqa: F401  a library too
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from utils import corpus, pianoroll, storage
+from utils import corpus, pianoroll
 
 DIFFERENT, A_SHARD, BATCH = 20_000, 2_560, 256
 
@@ -44,7 +44,7 @@ def main(count: int) -> None:
         rows = rows_of_music(min(DIFFERENT, count))
         for start in range(0, count, A_SHARD):
             chosen = [rows[i % len(rows)] for i in range(start, min(start + A_SHARD, count))]
-            storage.write_shard(Path(folder) / f"{start:07d}.parquet", chosen)
+            corpus.write_shard(Path(folder) / f"{start:07d}.parquet", chosen)
         size_mib = sum(path.stat().st_size for path in Path(folder).iterdir()) / 2**20
         print(f"{corpus.count_pictures(folder):,} windows in shards of {size_mib:.0f} MiB")
         del rows

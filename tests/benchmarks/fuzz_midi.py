@@ -1,9 +1,9 @@
 """Feed the MIDI reader damaged files: `python tests/benchmarks/fuzz_midi.py FOLDER [COUNT] [SEED]`.
 
 Each input is a real file of FOLDER with bytes flipped, lost, added, swapped or overwritten, or cut
-short. The reader runs in a child process with the limits of a conversion (`utils.guard`). It must
-give a picture or a `MusicError` for each; a crash, another exception or a timeout is a finding:
-its bytes are kept under `runs/fuzz/`. The exit status is the number of findings.
+short. The reader runs in a child process with the limits of a conversion (`corpus.guarded`). It
+must give a picture or a `MusicError` for each; a crash, another exception or a timeout is a
+finding: its bytes are kept under `runs/fuzz/`. The exit status is the number of findings.
 """
 
 import collections
@@ -13,9 +13,11 @@ import sys
 import time
 from pathlib import Path
 
+from pebble import ProcessPool
+
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from utils import guard
+from utils import corpus, pianoroll
 from utils.files import MusicError
 
 INTERESTING = [0, 1, 0x7F, 0x80, 0x8F, 0x90, 0xB0, 0xC0, 0xF0, 0xF1, 0xF7, 0xFE, 0xFF]
@@ -47,7 +49,7 @@ def mutate(data: bytes, rng: random.Random) -> bytes:
     return bytes(data)
 
 
-def main(folder: str, count: int = 20_000, seed: int = 0) -> int:
+def main(folder: str, pool: ProcessPool, count: int = 20_000, seed: int = 0) -> int:
     """Print what became of the inputs; return the number of findings."""
     rng = random.Random(seed)
     paths = sorted(p for p in Path(folder).rglob("*") if p.suffix.lower() in (".mid", ".midi"))
@@ -61,7 +63,7 @@ def main(folder: str, count: int = 20_000, seed: int = 0) -> int:
         target.write_bytes(data)
         begin = time.perf_counter()
         try:
-            guard.call("utils.pianoroll", "read_midi", str(target))
+            corpus.guarded(pool, pianoroll.read_midi, str(target))
             what = "picture"
         except MusicError as error:
             what = re.sub(r"[\d,]+", "N", str(error).removeprefix(f"{target}: "))
@@ -79,4 +81,6 @@ def main(folder: str, count: int = 20_000, seed: int = 0) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(min(100, main(sys.argv[1], *map(int, sys.argv[2:]))))
+    with corpus.child_processes(1) as only_child:
+        found = main(sys.argv[1], only_child, *map(int, sys.argv[2:]))
+    sys.exit(min(100, found))

@@ -4,22 +4,15 @@ Nothing is downloaded unless its name is asked for. What is downloaded lies in `
 (or where the environment variable MIDI_COLLECTIONS says), outside version control.
 """
 
-import bz2
-import contextlib
-import gzip
 import hashlib
-import lzma
 import os
 import re
-import shutil
 import stat
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
 
 from utils.files import MusicError, atomic
 
@@ -29,7 +22,6 @@ MAX_MEMBERS = 1_000_000
 MAX_UNPACKED = 20 * 2**30  # bytes; Lakh, the largest of them, needs about a third
 MAX_MEMBER = 64 * 2**20
 KEPT = (".mid", ".midi", ".csv", ".json", ".txt", "license", "licence", "readme", ".md")
-OPENERS = {"gz": gzip.open, "tgz": gzip.open, "bz2": bz2.open, "xz": lzma.open}
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
 
@@ -82,11 +74,11 @@ def collection_folder(midi_dir: str | Path) -> Path:
     """
     if str(midi_dir) == "builtin":
         return BUILTIN
-    if str(midi_dir) in COLLECTIONS and not Path(midi_dir).exists():
-        return fetch(str(midi_dir))
     path = Path(midi_dir)
     if path.is_dir():
         return path
+    if str(midi_dir) in COLLECTIONS and not path.exists():
+        return fetch(str(midi_dir))
     if path.is_file() and path.name.lower().endswith(ARCHIVES):
         return _unpacked(path, collections_dir() / f"{path.name}-{_sha256(path)[:12]}")
     names = ", ".join(("builtin", *COLLECTIONS))
@@ -99,7 +91,7 @@ def fetch(name: str) -> Path:
     collection = COLLECTIONS[name]
     print(f"{name}: licence {collection.licence}; cite {collection.citation}")
     home = collections_dir() / name
-    if not (home / ".complete").is_file():
+    if not home.is_dir():
         archive = _download(name, collection)
         try:
             _unpacked(archive, home)
@@ -108,9 +100,6 @@ def fetch(name: str) -> Path:
             raise MusicError(f"{error}; run it again to download it again") from None
     folder = home / collection.folder
     return folder if folder.is_dir() else home
-
-
-# ---------------------------------------------------------------- download
 
 
 def _download(name: str, collection: Collection) -> Path:
@@ -147,88 +136,69 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-# ---------------------------------------------------------------- unpacking
-
-
 def _unpacked(archive: Path, target: Path) -> Path:
-    """`target`, filled with the archive's MIDI and tables, unless an earlier call finished that."""
-    if (target / ".complete").is_file():
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".unpacking-") as temporary:
-        folder = Path(temporary) / "folder"
-        folder.mkdir()
-        unpack(archive, folder)
-        (folder / ".complete").touch()
-        shutil.rmtree(target, ignore_errors=True)
-        folder.replace(target)
+    """The innermost folder that holds all of an archive, unpacked to `target` unless it is there.
+
+    The archive is unpacked elsewhere and moved to `target` whole: of two runs that do so at the
+    same time, the second finds the files of the first.
+    """
+    if not target.is_dir():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".unpacking-") as temporary:
+            unpack(archive, folder := Path(temporary) / "folder")
+            try:
+                folder.rename(target)
+            except OSError:
+                if not target.is_dir():
+                    raise
+    while len(inside := list(target.iterdir())) == 1 and inside[0].is_dir():
+        target = inside[0]
     return target
 
 
-def unpack(archive: Path, folder: Path) -> int:
-    """Unpack the MIDI files, tables and licences of an archive; returns how many bytes.
+def unpack(archive: Path, folder: Path) -> None:
+    """Unpack the MIDI files, tables and licences of an archive into a new folder.
 
-    No member lands outside `folder`, no link is made or followed, names too long or with control
-    characters are shortened, and limits on sizes hold whatever the archive says of itself. Raises
-    `MusicError` for an archive that is damaged, hostile or too large.
+    No member lands outside `folder`, and links are left out. Raises `MusicError` for an archive
+    that is damaged, hostile or too large.
     """
-    from tqdm import tqdm
-    total = 0
+    folder.mkdir()
+    allowed = _Allowed(archive)
     try:
-        for number, (name, file) in enumerate(tqdm(_members(archive), desc="unpack", unit="file")):
-            target = folder / _safe_name(archive, name)
-            if not target.name.lower().endswith(KEPT):
-                continue
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with target.open("wb") as out:
-                while block := file.read(2**20):
-                    total += len(block)
-                    if out.tell() > MAX_MEMBER or total > MAX_UNPACKED or number > MAX_MEMBERS:
-                        raise MusicError(f"{archive}: unpacks to more than a collection of MIDI "
-                                         "could; it is hostile, delete it")
-                    out.write(block)
-    except (OSError, EOFError, ValueError, RuntimeError, NotImplementedError, zipfile.BadZipFile,
-            tarfile.TarError) as error:
-        if isinstance(error, MusicError):
-            raise
+        if zipfile.is_zipfile(archive):
+            with zipfile.ZipFile(archive) as zipped:
+                zipped.extractall(folder, [
+                    member for member in zipped.infolist()
+                    if stat.S_IFMT(member.external_attr >> 16) in (0, stat.S_IFREG)
+                    and allowed(member.filename, member.file_size)])
+        else:
+            with tarfile.open(archive) as tarred:
+                tarred.extractall(folder, filter=lambda member, path: tarfile.data_filter(
+                    member, path) if member.isreg() and allowed(member.name, member.size) else None)
+                while tarred.fileobj.read(2**20):  # to its end, so that its checksum is checked
+                    pass
+    except MusicError:
+        raise
+    except Exception as error:  # zipfile, tarfile, zlib, lzma: their errors share no parent
         raise MusicError(f"{archive}: a damaged archive ({type(error).__name__}: "
                          f"{str(error)[:80]}); delete it and download it again") from None
-    except Exception as error:  # zlib.error and lzma.LZMAError share no parent
-        raise MusicError(f"{archive}: a damaged archive ({error}); delete it and download it again"
-                         ) from None
-    return total
 
 
-def _members(archive: Path) -> Iterator[tuple[str, BinaryIO]]:
-    """Name and content of each regular file, in the archive's order. Links are left out."""
-    if zipfile.is_zipfile(archive):
-        with zipfile.ZipFile(archive) as zipped:
-            for member in zipped.infolist():
-                kind = stat.S_IFMT(member.external_attr >> 16)
-                if not member.is_dir() and kind in (0, stat.S_IFREG):
-                    with zipped.open(member) as file:
-                        yield member.filename, file
-    else:
-        opener = OPENERS.get(archive.name.lower().rpartition(".")[2], open)
-        with opener(archive, "rb") as stream, tarfile.open(fileobj=stream, mode="r|") as tarred:
-            for member in tarred:
-                if member.isreg() and not member.issparse():
-                    with contextlib.closing(tarred.extractfile(member)) as file:
-                        yield member.name, file
-            while stream.read(2**20):  # to its end: tarfile overlooks an archive that is cut short
-                pass
+class _Allowed:
+    """Whether a member is unpacked, by its name and size. Raises `MusicError` past the limits."""
 
+    def __init__(self, archive: Path) -> None:
+        self.archive, self.members, self.bytes = archive, 0, 0
 
-def _safe_name(archive: Path, name: str) -> Path:
-    """A member's name as a path below the folder."""
-    parts = PurePosixPath(name.replace("\\", "/")).parts
-    if ".." in parts or name.startswith(("/", "\\")) or re.match(r"[A-Za-z]:", name):
-        raise MusicError(f"{archive}: a member would land outside its folder ({name[:80]!r}); the "
-                         "archive is hostile, delete it")
-    return Path(*[_portable(part) for part in parts])
-
-
-def _portable(part: str) -> str:
-    """A name that any disk takes: no control characters, at most 200 bytes (its end is kept)."""
-    clean = re.sub(r'[\x00-\x1f<>:"|?*]', "_", part)
-    return clean.encode("utf-8", "backslashreplace")[-200:].decode("utf-8", "ignore")
+    def __call__(self, name: str, size: int) -> bool:
+        name = name.replace("\\", "/")
+        if ".." in PurePosixPath(name).parts or name[:1] == "/" or re.match("[A-Za-z]:", name):
+            raise MusicError(f"{self.archive}: a member would land outside its folder "
+                             f"({name[:80]!r}); the archive is hostile, delete it")
+        if not name.lower().endswith(KEPT):
+            return False
+        self.members, self.bytes = self.members + 1, self.bytes + size
+        if size > MAX_MEMBER or self.bytes > MAX_UNPACKED or self.members > MAX_MEMBERS:
+            raise MusicError(f"{self.archive}: unpacks to more than a collection of MIDI could; it "
+                             "is hostile, delete it")
+        return True

@@ -2,6 +2,7 @@
 
 import http.server
 import io
+import shutil
 import stat
 import tarfile
 import threading
@@ -13,7 +14,7 @@ from typing import ClassVar
 import hostile_midi
 import pytest
 
-from utils import corpus, fetch
+from utils import corpus, sources
 from utils.files import MusicError
 
 NOTES = hostile_midi.GOOD
@@ -58,7 +59,7 @@ LAYOUTS = {
     "lakh": tar_of({f"lmd_full/{i:x}/{i:032x}.mid": other(i) for i in range(12)}),
     "lakh-matched": tar_of({f"lmd_matched/A/B/C/TRABC{i}/{i:032x}.mid": other(i)
                             for i in range(12)}),
-    "pop909": zip_of({f"POP909-Dataset-{fetch._POP909}/POP909/{i:03d}/{name}": other(i % 60)
+    "pop909": zip_of({f"POP909-Dataset-{sources._POP909}/POP909/{i:03d}/{name}": other(i % 60)
                       for i in (1, 2, 720, 721, 909) for name in
                       (f"{i:03d}.mid", "beat_midi.txt", f"versions/{i:03d}-v1.mid")}),
 }
@@ -90,15 +91,15 @@ class Server(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def server(tmp_path, monkeypatch):
     """The published archives' layouts, on the loopback address."""
-    names = {name: one.url.rpartition("/")[2] for name, one in fetch.COLLECTIONS.items()}
+    names = {name: one.url.rpartition("/")[2] for name, one in sources.COLLECTIONS.items()}
     Server.files = {names[name]: data for name, data in LAYOUTS.items()}
     Server.cut, Server.asked = set(), []
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as running:
         threading.Thread(target=running.serve_forever, daemon=True).start()
         monkeypatch.setenv("MIDI_COLLECTIONS", str(tmp_path / "collections"))
-        for name, one in fetch.COLLECTIONS.items():
+        for name, one in sources.COLLECTIONS.items():
             url = f"http://127.0.0.1:{running.server_port}/{names[name]}"
-            monkeypatch.setitem(fetch.COLLECTIONS, name, replace(one, url=url, sha256=""))
+            monkeypatch.setitem(sources.COLLECTIONS, name, replace(one, url=url, sha256=""))
         yield running
         running.shutdown()
 
@@ -107,7 +108,7 @@ def server(tmp_path, monkeypatch):
 def test_a_collection_by_name(server, tmp_path, capsys, name):
     pieces = corpus.choose_pieces(name)
     printed = capsys.readouterr().out
-    assert fetch.COLLECTIONS[name].licence in printed and "cite" in printed
+    assert sources.COLLECTIONS[name].licence in printed and "cite" in printed
     assert "the publisher gives no sha256" in printed and len(list(tmp_path.rglob("*.sha256"))) == 1
     split = {piece.source: piece.split for piece in pieces}
     if name in SPLITS:
@@ -124,28 +125,28 @@ def test_a_collection_by_name(server, tmp_path, capsys, name):
 
 
 def test_the_published_sha256_is_checked(server, monkeypatch, tmp_path):
-    one = fetch.COLLECTIONS["maestro-v2"]
-    monkeypatch.setitem(fetch.COLLECTIONS, "maestro-v2", replace(one, sha256="0" * 64))
+    one = sources.COLLECTIONS["maestro-v2"]
+    monkeypatch.setitem(sources.COLLECTIONS, "maestro-v2", replace(one, sha256="0" * 64))
     with pytest.raises(MusicError, match="sha256"):
-        fetch.fetch("maestro-v2")
+        sources.fetch("maestro-v2")
     assert not list(tmp_path.rglob("*.midi")) and not list(tmp_path.rglob("*.zip"))
 
 
 def test_the_recorded_sha256_is_checked(server, tmp_path):
-    fetch.fetch("lakh")
+    sources.fetch("lakh")
     archive = next(tmp_path.rglob("lmd_full.tar.gz"))
     archive.unlink()
-    next(tmp_path.rglob(".complete")).unlink()
+    shutil.rmtree(tmp_path / "collections" / "lakh")
     Server.files["lmd_full.tar.gz"] = LAYOUTS["lakh-matched"]
     with pytest.raises(MusicError, match="sha256"):
-        fetch.fetch("lakh")
+        sources.fetch("lakh")
 
 
 @pytest.mark.parametrize("name", ["maestro-v2", "lakh"])
 def test_a_download_that_is_cut_off_starts_afresh(server, tmp_path, name):
     Server.cut = set(Server.files)
     with pytest.raises(MusicError) as error:
-        fetch.fetch(name)
+        sources.fetch(name)
     assert "\n" not in str(error.value) and not list(tmp_path.rglob("*.mid*"))
     assert corpus.find_midi(name)
 
@@ -154,9 +155,9 @@ def test_offline_it_says_what_to_put_where(server, tmp_path):
     server.shutdown()
     server.server_close()
     with pytest.raises(MusicError) as error:
-        fetch.fetch("pop909")
-    place = tmp_path / "collections" / fetch.COLLECTIONS["pop909"].url.rpartition("/")[2]
-    assert fetch.COLLECTIONS["pop909"].url in str(error.value) and str(place) in str(error.value)
+        sources.fetch("pop909")
+    place = tmp_path / "collections" / sources.COLLECTIONS["pop909"].url.rpartition("/")[2]
+    assert sources.COLLECTIONS["pop909"].url in str(error.value) and str(place) in str(error.value)
     place.parent.mkdir(parents=True, exist_ok=True)
     place.write_bytes(LAYOUTS["pop909"])  # as told
     assert len(corpus.find_midi("pop909")) == 10
@@ -168,9 +169,8 @@ def unpacked(tmp_path: Path, data: bytes, name: str) -> list[str]:
     archive.parent.mkdir(exist_ok=True)
     archive.write_bytes(data)
     folder = tmp_path / "a" / "b"
-    folder.mkdir()
     try:
-        fetch.unpack(archive, folder)
+        sources.unpack(archive, folder)
     finally:
         outside = {path for path in tmp_path.rglob("*") if folder not in path.parents}
         assert outside == {archive.parent, archive, folder}
@@ -197,10 +197,10 @@ def test_no_link_is_made_or_followed(tmp_path):
 
 @pytest.mark.parametrize(("pack", "name"), [(zip_of, "a.zip"), (tar_of, "a.tar.gz")])
 def test_a_bomb_is_stopped(tmp_path, monkeypatch, pack, name):
-    monkeypatch.setattr(fetch, "MAX_MEMBER", 2**20)
+    monkeypatch.setattr(sources, "MAX_MEMBER", 2**20)
     with pytest.raises(MusicError, match="hostile"):
         unpacked(tmp_path, pack({"bomb.mid": bytes(2**23)}), name)
-    monkeypatch.setattr(fetch, "MAX_UNPACKED", 2**21)
+    monkeypatch.setattr(sources, "MAX_UNPACKED", 2**21)
     (tmp_path / "more").mkdir()
     with pytest.raises(MusicError, match="hostile"):
         unpacked(tmp_path / "more", pack({f"{i}.mid": bytes(2**19) for i in range(9)}), name)
@@ -214,10 +214,35 @@ def test_a_damaged_archive_is_named(tmp_path, name, cut):
         unpacked(tmp_path, LAYOUTS[name][:-cut], f"a.{suffix}")
 
 
-def test_odd_names_and_other_files(tmp_path):
-    names = unpacked(tmp_path, zip_of({"a\nb.mid": NOTES, "x" * 300 + ".mid": NOTES,
-                                       "run.exe": b"MZ", "d?.txt": b""}), "a.zip")
-    assert len(names) == 2 and all(len(name) <= 200 and "\n" not in name for name in names)
+def test_only_music_tables_and_licences_are_unpacked(tmp_path):
+    names = unpacked(tmp_path, zip_of({"a b.mid": NOTES, "run.exe": b"MZ", "d.txt": b""}), "a.zip")
+    assert names == ["a b.mid"]
+    assert not list(tmp_path.rglob("*.exe")) and list(tmp_path.rglob("*.txt"))
+
+
+def test_an_archive_keeps_the_official_split(tmp_path, monkeypatch):
+    monkeypatch.setenv("MIDI_COLLECTIONS", str(tmp_path / "collections"))
+    archive = tmp_path / "downloaded.zip"
+    archive.write_bytes(LAYOUTS["maestro-v2"])
+    split = {piece.source: piece.split for piece in corpus.choose_pieces(archive)}
+    assert split == SPLITS["maestro-v2"]
+
+
+def test_a_second_run_that_unpacks_leaves_the_files_of_the_first(tmp_path, monkeypatch):
+    archive, target = tmp_path / "a.zip", tmp_path / "collections" / "a"
+    archive.write_bytes(LAYOUTS["pop909"])
+    unpack = sources.unpack
+
+    def meanwhile_another_run_unpacks(*arguments):
+        monkeypatch.setattr(sources, "unpack", unpack)
+        before.append(next(sources._unpacked(archive, target).rglob("*.mid")).stat())
+        unpack(*arguments)
+
+    before = []
+    monkeypatch.setattr(sources, "unpack", meanwhile_another_run_unpacks)
+    folder = sources._unpacked(archive, target)
+    assert next(folder.rglob("*.mid")).stat().st_ino == before[0].st_ino
+    assert [path.name for path in target.parent.iterdir()] == ["a"]
 
 
 def test_an_archive_is_a_collection(tmp_path, monkeypatch):
@@ -229,4 +254,4 @@ def test_an_archive_is_a_collection(tmp_path, monkeypatch):
 
 def test_what_is_no_collection(tmp_path):
     with pytest.raises(MusicError, match="maestro-v2"):
-        fetch.collection_folder(tmp_path / "nowhere")
+        sources.collection_folder(tmp_path / "nowhere")
