@@ -40,7 +40,7 @@ def bar_lines(notes: np.ndarray, steps: int, signatures: list[tuple[int, int, in
     beats = np.array([score[phase::4].mean() for phase in range(4)])  # how well each phase fits
     if beats.max() - np.median(beats) < FREE:
         return own
-    lines = best_lines(score)
+    lines = best_lines(score, int(beats.argmax()))
     groups = len(own) > 1 and np.median(np.diff(own)) > steps_per_beat
     if groups and not _contradict(score, beats, lines, own // fine):
         return own
@@ -111,21 +111,21 @@ def scores(notes: np.ndarray, steps: int) -> np.ndarray:
                for offset, weight in zip(OFFSETS, weights, strict=True))
 
 
-def best_lines(score: np.ndarray) -> np.ndarray:
+def best_lines(score: np.ndarray, phase: int) -> np.ndarray:
     """The bar lines with the highest sum of scores, less what their `JUMPS` cost, in order.
 
-    Found by dynamic programming (Viterbi): the best lines up to a column continue the best lines
-    up to one of a few columns before it.
+    They lie on beats, the columns `phase`, `phase + 4`, … Found by dynamic programming (Viterbi):
+    the best lines up to a beat continue the best lines up to one of a few beats before it.
     """
-    total = np.full(len(score), -np.inf)
-    total[:BAR] = score[:BAR]
-    before = np.full(len(score), -1)
-    for column in range(len(score)):
-        for jump, cost in JUMPS.items():
-            other = total[column - jump] - cost + score[column] if column >= jump else -np.inf
-            if other > total[column]:
-                total[column], before[column] = other, column - jump
-    lines = [len(score) - BAR + int(total[-BAR:].argmax()) if len(score) >= BAR else 0]
+    score = score[phase::4].tolist()
+    jumps = [(columns // 4, cost) for columns, cost in JUMPS.items()]
+    total, before = score[: BAR // 4], [-1] * len(score)
+    for beat in range(BAR // 4, len(score)):
+        best, before[beat] = max((total[beat - jump] - cost, beat - jump)
+                                 for jump, cost in jumps if jump <= beat)
+        total.append(best + score[beat])
+    last = max(range(max(len(score) - BAR // 4, 0), len(score)), key=total.__getitem__)
+    lines = [last]
     while before[lines[-1]] >= 0:
         lines.append(before[lines[-1]])
-    return np.array(lines[::-1])
+    return np.array(lines[::-1]) * 4 + phase
