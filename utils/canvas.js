@@ -599,7 +599,8 @@ export function createCanvas(el, host, given = {}) {
       : !note ? "draw" : nearEnd(note, at.x) ? "stretch" : "move";
     drag = { kind, at, note, song, moved: false, pointer: event.pointerId };
     if (kind === "draw") {
-      drag.note = { start: at.column, length: 1, pitch: at.pitch, velocity: VELOCITY, by: YOU };
+      drag.note = { start: at.column, length: 1, pitch: at.pitch, velocity: VELOCITY,
+        by: YOU, pending: false };
       song = changedNote(song, drag.note);
     } else if (kind === "erase" && note) song = without(note);
     redraw();
