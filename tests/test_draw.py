@@ -9,6 +9,7 @@ import sys
 import threading
 import urllib.request
 
+import nbformat
 import numpy as np
 import papermill
 import pretty_midi
@@ -129,10 +130,10 @@ def test_what_is_saved_loads_as_it_was(tmp_path):
     assert song["tempo"] == pytest.approx(96) and song["steps"] == 128 and song["name"] == "tune"
 
 
-@pytest.mark.parametrize(("data", "message"), [
-    (b"no MIDI", "tune.mid: "), (b"", "tune.mid: "), (b"MThd\x00\x00\x00\x06\x00\x01", "tune.mid: ")])
-def test_a_file_that_is_no_midi_is_one_line_that_names_it(data, message):
-    with pytest.raises(MusicError, match=message) as error:
+@pytest.mark.parametrize("data", [
+    b"no MIDI", b"", b"MThd\x00\x00\x00\x06\x00\x01"])
+def test_a_file_that_is_no_midi_is_one_line_that_names_it(data):
+    with pytest.raises(MusicError, match=r"tune\.mid: ") as error:
         canvas.load_bytes("tune.mid", data)
     assert "\n" not in str(error.value) and "/" not in str(error.value).partition(":")[0]
 
@@ -220,7 +221,10 @@ def tree(network, tmp_path_factory):
     for name in ("utils", "docs"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "notebooks").mkdir()
-    shutil.copy(NOTEBOOK, folder / "notebooks")
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    for cell in notebook.cells:  # what is found there later was made by this test
+        cell.update({"outputs": [], "execution_count": None} if "outputs" in cell else {})
+    nbformat.write(notebook, folder / "notebooks" / NOTEBOOK.name)
     unet.save(network, folder / "data" / "models" / "diffusion.safetensors")
     return folder
 
@@ -284,7 +288,8 @@ def draw_in_jupyterlab(driver, lab, tree):
     """Open 09, run it, and use its canvas."""
     driver.get(lab)
     roll = Roll(driver)
-    kernel = "return window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status"
+    kernel = ("return window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel"
+              "?.status")
     until(lambda: driver.execute_script(kernel) == "idle", 90, "the kernel is idle")
     driver.execute_script("jupyterapp.commands.execute('notebook:run-all-cells')")
     cells = ("return jupyterapp.shell.currentWidget.content.widgets.map(w => w.model.toJSON())"
