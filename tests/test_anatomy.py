@@ -22,6 +22,7 @@ PARAMETERS = {
     "06": "run_dir midi_dir sound_font sample_rate",
     "07": "run_dir sample_dir",
     "08": "run_dir model_dir midi_file mode bars seed",
+    "09": "run_dir model_dir midi_file seed",
 }
 PARAMETER_LINE = re.compile(r"\w+: (int|float|str|bool)( \| None)? = .+  # .+")
 

@@ -1,0 +1,92 @@
+"""Headless Chromium for the tests of the canvas."""
+
+import contextlib
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+FLAGS = ("--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run "
+         "--disable-background-networking --disable-component-update --disable-sync")
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
+DRIVER = shutil.which("chromedriver")
+
+
+@contextlib.contextmanager
+def browser(width: int = 1280, height: int = 900, downloads: Path | None = None) -> Iterator:
+    """A browser with a fresh profile; the test is skipped where there is none."""
+    selenium = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    if not CHROMIUM or not DRIVER:
+        pytest.skip("Chromium or chromedriver is not installed")
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        options = selenium.ChromeOptions()
+        options.binary_location = CHROMIUM
+        for flag in (*FLAGS.split(), f"--user-data-dir={profile}",
+                     f"--window-size={width},{height}"):
+            options.add_argument(flag)
+        options.add_experimental_option(
+            "prefs", {"download.default_directory": str(downloads or profile)})
+        options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+        driver = selenium.Chrome(options=options, service=selenium.ChromeService(DRIVER))
+        try:
+            yield driver
+        finally:
+            driver.quit()
+
+
+def until(what: Callable[[], object], seconds: float = 10, name: str = "") -> object:
+    """The first true value of `what()`; fails after so many seconds."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if found := what():
+            return found
+        time.sleep(0.03)
+    raise AssertionError(f"not within {seconds} s: {name or what}")
+
+
+class Roll:
+    """The canvas in a browser, drawn on with the mouse."""
+
+    def __init__(self, driver: object):
+        self.driver = driver
+
+    def js(self, script: str, *given: object) -> object:
+        """What a script returns; `canvas` is the canvas in it, `given` are its arguments."""
+        return self.driver.execute_script(
+            "const canvas = document.querySelector('.roll-root').canvas;" + script, *given)
+
+    def notes(self) -> list[tuple]:
+        """All notes: start, length, pitch, by, pending; in order."""
+        return sorted(tuple(row) for row in self.js(
+            "return canvas.notes.map(n => [n.start, n.length, n.pitch, n.by, n.pending])"))
+
+    def drag(self, *cells: tuple[float, float], button: int = 0) -> None:
+        """Press at the first (column, pitch), move over the others, release."""
+        from selenium.webdriver.common.action_chains import ActionChains
+
+        self.js("canvas.grid.scrollIntoView({block: 'nearest'})")
+        places = [self.js("const p = canvas.place(...arguments); return [p.x, p.y]", *cell)
+                  for cell in cells]
+        chain = ActionChains(self.driver, duration=5)
+        pointer = chain.w3c_actions.pointer_action
+        pointer.move_to_location(*map(round, places[0])).pointer_down(button=button)
+        for place in places[1:]:
+            pointer.move_to_location(*map(round, place))
+        pointer.pointer_up(button=button)
+        chain.perform()
+
+    def click(self, name: str) -> None:
+        """Press a button, as `.roll-NAME`."""
+        self.driver.find_element("css selector", f".roll-{name}").click()
+
+    def status(self) -> str:
+        """The line under the roll."""
+        return self.js("return document.querySelector('.roll-status').textContent")
+
+    def errors(self) -> list[str]:
+        """What the browser's console holds that is an error."""
+        return [entry["message"] for entry in self.driver.get_log("browser")
+                if entry["level"] == "SEVERE"]

@@ -1,0 +1,238 @@
+"""The canvas's script alone, in a plain page with a stub in the place of the model."""
+
+import functools
+import http.server
+import json
+import threading
+import urllib.parse
+
+import pytest
+from browser import Roll, browser, until
+
+from real_midi import ROOT
+
+pytestmark = pytest.mark.browser
+THREE = [(0, 4, 60, 0, False), (8, 4, 64, 0, False), (16, 8, 67, 0, False)]
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    """A server of files that prints nothing."""
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture(scope="module")
+def address():
+    """Where the page is served."""
+    handler = functools.partial(Quiet, directory=ROOT)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/tests/canvas_page.html"
+        server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def driver():
+    with browser() as opened:
+        yield opened
+
+
+@pytest.fixture
+def roll(driver, address):
+    """A fresh, empty canvas; afterwards the console must hold no error."""
+    driver.get(address)
+    driver.execute_script("sessionStorage.clear()")
+    fresh = Roll(driver)
+    until(lambda: fresh.js("return canvas && document.querySelector('.roll-grid').width > 500"))
+    yield fresh
+    assert fresh.errors() == []
+
+
+@pytest.fixture
+def drawn(roll):
+    """A canvas with three notes, drawn with the mouse."""
+    roll.drag((0, 60), (3, 60))
+    roll.drag((8, 64), (11, 64))
+    roll.drag((16, 67), (23, 67))
+    assert roll.notes() == THREE
+    return roll
+
+
+def generated(roll):
+    """Press Generate; returns the notes that were proposed."""
+    roll.click("generate")
+    until(lambda: any(note[4] for note in roll.notes()), name="a proposal")
+    return [note for note in roll.notes() if note[4]]
+
+
+def test_a_click_draws_a_note_of_the_last_length(roll):
+    roll.drag((4, 60))
+    assert roll.notes() == [(4, 4, 60, 0, False)]
+    roll.drag((12, 62), (13, 62))
+    roll.drag((20, 64))
+    assert roll.notes()[1:] == [(12, 2, 62, 0, False), (20, 2, 64, 0, False)]
+
+
+def test_notes_move_stretch_and_are_erased(drawn):
+    drawn.drag((1, 60), (5, 62))
+    assert drawn.notes()[0] == (4, 4, 62, 0, False), "moved"
+    drawn.drag((7, 62), (9, 62))
+    assert drawn.notes()[0] == (4, 6, 62, 0, False), "stretched"
+    drawn.click("erase")
+    drawn.drag((9, 64))
+    assert [note[2] for note in drawn.notes()] == [62, 67], "erased"
+
+
+def test_a_note_on_another_ends_it(drawn):
+    drawn.drag((20, 67), (21, 67))
+    assert (16, 8, 67, 0, False) not in drawn.notes() or len(drawn.notes()) == 3
+    drawn.drag((9, 64), (17, 67))
+    starts = {(note[0], note[2]) for note in drawn.notes()}
+    assert len(starts) == len(drawn.notes()), "no two notes begin at one place"
+
+
+def test_undo_and_redo_give_back_each_state(drawn):
+    drawn.click("undo")
+    assert drawn.notes() == THREE[:2]
+    drawn.click("undo")
+    drawn.click("redo")
+    drawn.click("redo")
+    assert drawn.notes() == THREE
+    drawn.click("clear")
+    assert drawn.notes() == []
+    drawn.click("undo")
+    assert drawn.notes() == THREE
+
+
+def test_generate_fills_the_selection_alone_and_can_be_kept_or_rejected(drawn):
+    drawn.click("select")
+    drawn.drag((32, 58), (62, 70))
+    assert drawn.js("return canvas.selection") == {"begin": 32, "end": 64, "low": 58, "high": 70}
+    new = generated(drawn)
+    assert len(new) == 8 and {note[3] for note in new} == {1}
+    assert all(n[0] >= 32 and n[0] + n[1] <= 64 and n[2] in (58, 70) for n in new)
+    assert [note for note in drawn.notes() if not note[4]] == THREE
+    (request,) = drawn.js("return asked")
+    assert [row[:4] for row in request["keep"]] == [[s, d, p, 84] for s, d, p, *_ in THREE]
+    drawn.click("reject")
+    assert drawn.notes() == THREE
+    drawn.click("undo")
+    drawn.click("keep")
+    assert [n[:4] for n in drawn.notes() if n[3]] == [n[:4] for n in new]
+    assert not any(note[4] for note in drawn.notes())
+
+
+def test_a_proposal_takes_no_place_of_what_is_drawn(drawn):
+    drawn.click("select")
+    drawn.drag((0, 60), (30, 64))
+    generated(drawn)
+    assert set(THREE) <= set(drawn.notes())
+
+
+def test_vary_replaces_notes_and_reject_brings_them_back(drawn):
+    drawn.click("vary")
+    until(lambda: any(note[4] for note in drawn.notes()))
+    assert not set(THREE) & set(drawn.notes())
+    assert drawn.js("return asked[0].strength") == 0.5
+    assert len(drawn.js("return asked[0].vary")) == 3
+    drawn.click("reject")
+    assert drawn.notes() == THREE
+
+
+def test_stop_ends_a_request_and_changes_nothing(drawn):
+    drawn.js("window.slow = 300")
+    drawn.click("generate")
+    drawn.click("generate")  # it is called Stop now
+    until(lambda: drawn.status() == "Stopped.")
+    assert drawn.notes() == THREE
+
+
+def test_an_error_is_one_line_and_loses_nothing(drawn):
+    drawn.js("document.querySelector('input[maxlength=\"400\"]').value = 'H'")
+    drawn.click("generate")
+    until(lambda: drawn.status() == "chord 'H' cannot be read")
+    assert drawn.notes() == THREE
+
+
+def test_play_moves_the_playhead(drawn):
+    at = "return +document.querySelector('.roll-playhead').style.transform.slice(11, -3)"
+    drawn.click("play")
+    first = until(lambda: drawn.js(at))
+    until(lambda: drawn.js(at) > first + 5, name="the playhead moves on")
+    drawn.click("play")
+    until(lambda: drawn.js("return document.querySelector('.roll-playhead').hidden"))
+
+
+def test_save_gets_exactly_the_notes_on_the_canvas(drawn):
+    drawn.click("save")
+    until(lambda: drawn.status().startswith("Saved 3 notes"))
+    assert drawn.js("return saved.notes") == [[s, d, p, 84, 0] for s, d, p, *_ in THREE]
+
+
+def test_the_keyboard_draws_stretches_moves_and_erases(roll):
+    from selenium.webdriver.common.action_chains import ActionChains
+    from selenium.webdriver.common.keys import Keys
+
+    def press(*keys, held=None):
+        chain = ActionChains(roll.driver, duration=5)
+        chain = chain.key_down(held).send_keys(*keys).key_up(held) if held else \
+            chain.send_keys(*keys)
+        chain.perform()
+
+    roll.js("canvas.grid.focus()")
+    press(Keys.RIGHT, Keys.UP, Keys.ENTER)
+    assert roll.notes() == [(1, 4, 61, 0, False)]
+    press(Keys.RIGHT, held=Keys.SHIFT)
+    press(Keys.RIGHT, Keys.UP, held=Keys.ALT)
+    assert roll.notes() == [(2, 5, 62, 0, False)]
+    assert roll.status() == "D4, bar 1, beat 1.5: your note of 5 sixteenths."
+    press(Keys.DELETE)
+    assert roll.notes() == []
+    press("z", held=Keys.CONTROL)
+    assert len(roll.notes()) == 1
+
+
+def test_every_control_has_a_name(roll):
+    nameless = roll.js(
+        "return [...document.querySelectorAll('button, input:not([hidden]), canvas[tabindex]')]"
+        ".filter(n => !(n.ariaLabel || n.labels?.[0]?.textContent || n.textContent.trim()))"
+        ".map(n => n.outerHTML)")
+    assert nameless == []
+
+
+def test_a_long_song_has_a_strip_and_its_name_stays_text(driver, address, roll):
+    song = {"notes": [[at, 4, 60, 80, 0] for at in range(0, 400, 8)], "steps": 400, "tempo": 90,
+            "lines": list(range(0, 400, 16)), "name": "<img src=x onerror=alert(1)>"}
+    driver.get(f"{address}?song={urllib.parse.quote(json.dumps(song))}")
+    until(lambda: roll.js("return !document.querySelector('.roll-strip').hidden"))
+    roll.js("document.querySelector('.roll-strip').dispatchEvent("
+            "new KeyboardEvent('keydown', {key: 'PageDown', bubbles: true}))")
+    until(lambda: roll.js("return document.querySelector('.roll-strip').ariaValueText")
+          == "bars 9 to 16")
+    roll.drag((130, 72), (133, 72))
+    assert (130, 4, 72, 0, False) in roll.notes()
+    generated(roll)
+    assert roll.js("return asked[0].left") == 128
+    assert roll.js("return document.querySelectorAll('.roll-root img').length") == 0
+
+
+def test_a_draft_can_be_brought_back_after_a_reload(drawn):
+    drawn.driver.refresh()
+    until(lambda: drawn.js("return canvas && canvas.notes.length === 0"))
+    drawn.click("draft")
+    assert drawn.notes() == THREE
+
+
+def test_it_fits_a_narrow_page_in_the_dark(driver, roll):
+    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {
+        "features": [{"name": "prefers-color-scheme", "value": "dark"}]})
+    driver.set_window_size(700, 900)
+    try:
+        until(lambda: roll.js(
+            "const view = document.querySelector('.roll-view');"
+            "return view.clientWidth < 700 && view.scrollWidth <= view.clientWidth"
+            " && document.querySelector('.roll-dark') !== null"), name="eight bars in 700 pixels")
+    finally:
+        driver.set_window_size(1280, 900)
+        driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})

@@ -1,0 +1,249 @@
+"""A piano roll to draw on in a notebook, whose gaps the network fills. Explained in notebook 09.
+
+What the browser does stands in `canvas.js`; this is the kernel's side. The two exchange messages: a
+request has an `id` and says `what`; the answer has the same `id` and is of the `kind` started,
+progress, done or error. Notes in them are rows of start, length, pitch and velocity.
+"""
+
+import math
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import anywidget
+import numpy as np
+import torch
+import traitlets
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from utils import audio, diffusion, harmony, pianoroll, show
+from utils.diffusion import WIDTH
+from utils.files import MusicError
+from utils.pianoroll import DIFFUSION, Picture
+
+SAMPLING_STEPS = 25  # about a second on two cores
+SHOWN_EVERY = 3  # steps from one prediction that is shown to the next
+MOST_BARS = 512  # of a loaded piece; a browser still draws it at once
+YOU, MODEL = 0, 1  # who wrote a note, the last number of its row
+COLORS = ("#ff922b", "#4dabf7")  # of a note, by who wrote it
+
+
+class Stopped(Exception):
+    """Raised within a step to stop the sampling."""
+
+
+class Canvas(anywidget.AnyWidget):
+    """The canvas, a widget. `notes` holds what is drawn: rows of start, length, pitch, velocity and
+    who wrote it (`YOU` or `MODEL`), in sixteenths and MIDI numbers.
+
+    `network` is a `unet.UNet`. `midi_file`, where given, is opened. Saved files lie in `midi/drawn`
+    under `run_dir`. Raises `MusicError` for a file that cannot be read or is too long.
+    """
+
+    _esm = Path(__file__).with_name("canvas.js")
+    _css = Path(__file__).with_name("canvas.css")
+    song = traitlets.Dict().tag(sync=True)
+    notes = traitlets.List().tag(sync=True)
+    seed = traitlets.Int().tag(sync=True)
+
+    def __init__(self, network: torch.nn.Module, run_dir: str | Path, midi_file: str | Path = "",
+                 seed: int = 0):
+        song = load_song(midi_file) if midi_file else new_song()
+        super().__init__(notes=song.pop("notes"), song=song, seed=seed)
+        self.network, self.folder = network, Path(run_dir) / "midi" / "drawn"
+        self.stopping, self.turn = threading.Event(), threading.Lock()
+        self.on_msg(self._receive)
+
+    @property
+    def picture(self) -> Picture:
+        """What is on the canvas, as a piano roll of at least eight bars."""
+        return picture_of(self.notes, self.song.get("tempo", 120.0))
+
+    def _receive(self, _widget: object, message: dict, buffers: list) -> None:
+        """Starts what is asked for in a thread, so that the notebook stays free."""
+        if message.get("what") == "stop":
+            self.stopping.set()
+            return
+        self.send({"id": message["id"], "kind": "started"})
+        threading.Thread(target=self._answer, args=(message, buffers), daemon=True).start()
+
+    def _answer(self, message: dict, buffers: list) -> None:
+        """Sends the answer to one message, or what went wrong in one line."""
+        answer, data = {}, []
+        try:
+            with self.turn:
+                self.stopping.clear()
+                match message["what"]:
+                    case "generate":
+                        answer = {"notes": fill(self.network, message["request"],
+                                                lambda **seen: self._show(message["id"], **seen))}
+                    case "play":
+                        answer = {"url": sound_of(picture_of(message["notes"], message["tempo"]))}
+                    case "save":
+                        path = save(picture_of(message["notes"], message["tempo"]), self.folder,
+                                    message["name"])
+                        answer, data = {"name": path.name, "where": path.as_posix()}, [
+                            path.read_bytes()]
+                    case "load":
+                        answer = {"song": load_bytes(message["name"], bytes(buffers[0]))}
+        except Stopped:
+            return
+        except Exception as error:  # whatever it is, the reader of the canvas is told
+            known = isinstance(error, MusicError)
+            text = str(error) if known else f"{type(error).__name__}: {error}"
+            self.send({"id": message["id"], "kind": "error", "text": show.one_line(text, 300)})
+            return
+        self.send({"id": message["id"], "kind": "done", **answer}, data)
+
+    def _show(self, number: str, **seen: object) -> None:
+        if self.stopping.is_set():
+            raise Stopped
+        if seen["notes"] is not None:
+            self.send({"id": number, "kind": "progress", **seen})
+
+
+# ---------------------------------------------------------------- generate
+
+
+def masked_region(keep: np.ndarray, selection: dict | None) -> np.ndarray:
+    """What may be generated, bool `[128, 128]`: the selection, or all, without active pixels.
+
+    `keep` is the roll of the notes that stay, uint8 `[128, 128]`; a selection has the columns
+    `begin` to `end` (without) and the pitches `low` to `high` (with).
+    """
+    mask = np.zeros(keep.shape, bool)
+    box = selection or {"begin": 0, "end": WIDTH, "low": 0, "high": DIFFUSION.pitches - 1}
+    mask[max(box["low"], 0) : box["high"] + 1, max(box["begin"], 0) : max(box["end"], 0)] = True
+    return mask & (keep == 0)
+
+
+def fill(network: torch.nn.Module, request: dict, watch: Callable | None = None,
+         sampling_steps: int = SAMPLING_STEPS) -> list[list[int]]:
+    """New notes for a request of `canvas.js`, rows of start, length, pitch and velocity.
+
+    `keep` are notes that stay, `vary` notes that are the beginning of a variation of `strength`;
+    they count from the first column shown, as the `selection` does. `chords` hold from the first of
+    `lines` on, the piece's bar lines; `left` is the piece's column that is shown first. `density`
+    counts new notes a bar. `watch(notes=…, share=…)` sees some steps' predictions, and may raise.
+    Raises `MusicError` for chords or a scale that cannot be read, or a region without a free pixel.
+    """
+    keep, vary = window_of(request["keep"]), window_of(request["vary"])
+    mask = masked_region(keep, request["selection"])
+    if not mask.any():
+        raise MusicError("the selection is full of notes; select some empty place too")
+    lines = np.array([*request["lines"], request["lines"][-1] + 16]) - request["left"]
+    chords = harmony.chords_by_bar(request["chords"], lines) if request["chords"] else []
+    weights = None
+    if chords or request["scale"]:
+        weights = harmony.pitch_weights(WIDTH, chords, request["scale"])
+    bars = mask.any(axis=0).sum() / (np.median(np.diff(lines)) or 16)
+    total = math.ceil(request["strength"] * sampling_steps)
+
+    def follow(step: int, _x_t: torch.Tensor, x_0: torch.Tensor) -> None:
+        roll = None
+        if step % SHOWN_EVERY == 0:
+            roll = pianoroll.from_planes(network.planes(x_0)[0].cpu().numpy())
+        watch(notes=None if roll is None else new_notes(roll, mask), share=(step + 1) / total)
+
+    roll = np.where(mask, vary, keep)
+    found = diffusion.generate(network, 1, sampling_steps, request["seed"] % 2**32, roll=roll,
+                               mask=mask, strength=request["strength"], pitch_weights=weights,
+                               onsets=request["density"] * bars,
+                               callback=follow if watch else None)[0]
+    return new_notes(found, mask)
+
+
+def new_notes(roll: np.ndarray, mask: np.ndarray) -> list[list[int]]:
+    """The notes of a roll that begin and end where `mask` is True: both `[128, 128]`."""
+    inside = np.pad(np.where(mask, roll, 0), ((0, 0), (1, 0)))  # no sustain from before the window
+    inside = diffusion.without_stray_sustains(inside)[:, 1:]
+    return pianoroll.notes_of(Picture(inside)).tolist()
+
+
+def window_of(rows: list[list[int]]) -> np.ndarray:
+    """Notes as the roll that the network sees, uint8 `[128, 128]`; some may begin before it."""
+    notes = np.array([row[:4] for row in rows], np.int64).reshape(-1, 4)
+    before = max(-int(notes[:, 0].min(initial=0)), 0)
+    notes[:, 0] += before
+    return pianoroll.paint(notes, DIFFUSION.pitches, before + WIDTH)[:, before:]
+
+
+# ---------------------------------------------------------------- songs, sound and files
+
+
+def new_song() -> dict:
+    """Eight empty bars."""
+    return {"notes": [], "steps": WIDTH, "lines": list(range(0, WIDTH, 16)), "tempo": 120.0,
+            "name": "drawn"}
+
+
+def picture_of(rows: list[list[int]], tempo_bpm: float) -> Picture:
+    """Notes as a piano roll of whole bars, eight at least."""
+    notes = np.array([row[:4] for row in rows], np.int64).reshape(-1, 4)
+    end = int((notes[:, 0] + notes[:, 1]).max(initial=WIDTH))
+    return Picture(pianoroll.paint(notes, 128, -(-end // 16) * 16), tempo_bpm=float(tempo_bpm))
+
+
+def figure_of(rows: list[list[int]], title: str = "", selection: dict | None = None) -> Figure:
+    """A still picture of a canvas: your notes orange, the model's blue, the selection dashed."""
+    figure = show.figure_of(picture_of(rows, 120), title, columns=1)
+    axis = figure.axes[0]
+    axis.images[0].set_visible(False)
+    for start, length, pitch, _, by in rows:
+        axis.broken_barh([(start / 4, length / 4 - 0.04)], (pitch - 0.4, 0.8), color=COLORS[by])
+    if selection:
+        begin, low = selection["begin"] / 4, selection["low"] - 0.5
+        axis.add_patch(Rectangle((begin, low), selection["end"] / 4 - begin,
+                                 selection["high"] + 0.5 - low, fill=False, linestyle="--",
+                                 edgecolor="white", linewidth=1))
+    return figure
+
+
+def load_song(path: str | Path) -> dict:
+    """A MIDI file as a song of `canvas.js`: its notes from the first bar line on, on the grid.
+
+    Raises `MusicError` where `pianoroll.read_midi` does, and for a piece over `MOST_BARS` bars.
+    """
+    picture = pianoroll.read_midi(Path(path).expanduser())
+    lines = pianoroll.bar_lines_of(picture)
+    if len(lines) > MOST_BARS:
+        raise MusicError(f"{Path(path).name}: {len(lines):,} bars, more than the {MOST_BARS} that "
+                         "the canvas takes; cut the file first")
+    first, notes = int(lines[0]), pianoroll.notes_of(picture)
+    notes = notes[notes[:, 0] >= first] - [first, 0, 0, 0]
+    steps = max(picture.levels.shape[1] - first, WIDTH)
+    return {"notes": [[*row, YOU] for row in notes.tolist()], "steps": -(-steps // 16) * 16,
+            "lines": [int(line) - first for line in lines], "tempo": picture.tempo_bpm,
+            "name": Path(path).stem}
+
+
+def load_bytes(name: str, data: bytes) -> dict:
+    """`load_song` of a file that the browser sends. Its name is never used as a path."""
+    stem = "".join(c if c.isalnum() or c in " -_." else "_" for c in Path(name).stem)[:60]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, f"{stem.strip('. ') or 'loaded'}.mid")
+        path.write_bytes(data)
+        try:
+            return load_song(path)
+        except MusicError as error:
+            raise MusicError(str(error).replace(str(path), path.name)) from None
+
+
+def sound_of(picture: Picture) -> str:
+    """The sound of a piano roll, as an MP3 in a data URI. Raises `MusicError` for silence."""
+    with tempfile.TemporaryDirectory() as folder:
+        midi, wav = Path(folder, "drawn.mid"), Path(folder, "drawn.wav")
+        pianoroll.to_midi(picture).write(str(midi))
+        audio.midi_to_wav(midi, wav, sample_rate=show.PLAYER_RATE_HZ)
+        return show.data_uri(show.mp3_of(wav), "audio/mpeg")
+
+
+def save(picture: Picture, folder: Path, name: str) -> Path:
+    """Write a MIDI file under a number that is free: `drawn_1.mid`, `drawn_2.mid` and so on."""
+    stem = "".join(c if c.isalnum() or c in "-_" else "_" for c in name)[:60] or "drawn"
+    number = 1
+    while (folder / f"{stem}_{number}.mid").exists():
+        number += 1
+    return pianoroll.save_midi(picture, folder / f"{stem}_{number}.mid")
