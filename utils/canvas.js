@@ -818,6 +818,14 @@ export function createCanvas(el, host, given = {}) {
 /** A host that asks the kernel, by the messages that `utils/canvas.py` answers. */
 function kernelHost(model) {
   const waiting = new Map();
+  const tried = (act) => { // after a restart of the kernel nothing can be sent
+    try {
+      act();
+      return true;
+    } catch {
+      return false;
+    }
+  };
 
   model.on("msg:custom", (message, buffers) => {
     const call = waiting.get(message.id);
@@ -834,12 +842,8 @@ function kernelHost(model) {
       const giveUp = () => fail(new Error("The kernel does not answer: it is busy, or was "
         + "restarted. Run the notebook's cells again; what you drew is kept."));
       waiting.set(id, { done, fail, onProgress, timer: setTimeout(giveUp, SILENT_MS) });
-      signal?.addEventListener("abort", () => model.send({ id, what: "stop" }));
-      try {
-        model.send({ id, what, ...content }, undefined, buffers);
-      } catch {
-        giveUp();
-      }
+      signal?.addEventListener("abort", () => tried(() => model.send({ id, what: "stop" })));
+      if (!tried(() => model.send({ id, what, ...content }, undefined, buffers))) giveUp();
     });
   }
 
@@ -847,7 +851,7 @@ function kernelHost(model) {
     key: `canvas of ${model.get("song").name}`,
     changed(notes) {
       model.set("notes", notes);
-      model.save_changes();
+      tried(() => model.save_changes());
     },
     generate: (request, onProgress, signal) => ask("generate", { request }, { onProgress, signal }),
     play: (notes, tempo) => ask("play", { notes, tempo }),
