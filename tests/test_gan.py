@@ -93,6 +93,15 @@ def test_the_discriminator_gets_how_many_pitches_are_active_at_once(lesson):
                                [5, 5, 5, 0, 0, 0, 0, 0], atol=1.3)
 
 
+def test_the_discriminator_gets_how_a_rhythm_repeats(lesson):
+    planes = np.zeros((2, 106, 300, 3), np.float32)
+    planes[0, 40, ::16, 1] = 1  # once a bar
+    planes[1, 40, np.random.default_rng(0).permutation(300)[:19], 1] = 1
+    once_a_bar, anywhere = np.asarray(lesson["rhythm"](planes))
+    assert (once_a_bar[:4] < 0).all() and (once_a_bar[4:] > 3).all()
+    assert np.abs(anywhere).max() < 1.5
+
+
 def test_folding_loses_nothing_and_a_channel_keeps_its_pitch_class(lesson):
     picture = np.random.default_rng(0).random((2, 106, 300, 2)).astype("float32")
     folded = np.asarray(lesson["fold"](picture))
