@@ -100,6 +100,7 @@ def test_07_writes_a_table_with_the_controls_and_a_figure(report, images):
     assert all(np.isfinite(float(value)) for row in rows.values()
                for name, value in row.items() if name != "set" and value)
     assert set(metrics.FEATURES) < set(rows["copied"])
+    assert float(rows["copied"]["fixed_places"]) > 0
     assert (images / "figures" / "metrics.png").stat().st_size > 10_000
     with (images / "report" / "features.csv").open(encoding="utf-8", newline="") as table:
         numbers = list(csv.DictReader(table))

@@ -2,12 +2,14 @@
 
 import csv
 import json
+import math
 import os
 import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
+from statistics import NormalDist
 from types import SimpleNamespace
 
 import nbformat
@@ -51,13 +53,13 @@ def lesson():
     import tensorflow as tf
     from keras import layers, ops
 
-    names = {"keras": keras, "layers": layers, "ops": ops, "tf": tf, "np": np,
+    names = {"keras": keras, "layers": layers, "math": math, "ops": ops, "tf": tf, "np": np,
              "pianoroll": pianoroll, "ROWS": 106, "COLUMNS": 300, "latent_dim": 14, "seed": 0,
              "levels": np.linspace(180, 220, 1000).astype(np.uint8)}
     exec(cells_with("def fold", "def unfold", "def spread", "def upsample", "QUIET = ", "def later",
                     "def with_heads", "SOFT, LOUD = ", "def to_planes", "def read_planes",
-                    "def batch_spread",
-                    "def build_generator", "def kinds", "def build_discriminator",
+                    "def batch_spread", "def pitches_at_once", "def by_bar", "def shift_all",
+                    "def build_generator", "def painter_of", "def kinds", "def build_discriminator",
                     "def straight_through", "def augment", "def smooth", "def notes_per_quarter",
                     "def distances", "def variety", "def faults", "def between"), names)
     return names
@@ -84,14 +86,62 @@ def test_the_discriminator_sees_whether_a_batch_is_all_the_same_picture(lesson):
     assert alone != pytest.approx(among_others, abs=1e-6)
 
 
+def test_the_discriminator_gets_how_many_pitches_are_active_at_once(lesson):
+    planes = np.zeros((1, 106, 300, 3), np.float32)
+    planes[0, 10:13, :150, 0] = 1  # three pitches in half of the columns
+    np.testing.assert_allclose(lesson["pitches_at_once"](planes)[0],
+                               [5, 5, 5, 0, 0, 0, 0, 0], atol=1.3)
+
+
+def test_the_discriminator_gets_how_a_rhythm_repeats(lesson):
+    planes = np.zeros((2, 106, 300, 3), np.float32)
+    planes[0, 40, ::16, 1] = 1  # once a bar
+    planes[1, 40, np.random.default_rng(0).permutation(300)[:19], 1] = 1
+    once_a_bar, anywhere = np.asarray(lesson["rhythm"](planes))
+    assert (once_a_bar[:4] < 0).all() and (once_a_bar[4:] > 3).all()
+    assert np.abs(anywhere).max() < 1.5
+
+
 def test_folding_loses_nothing_and_a_channel_keeps_its_pitch_class(lesson):
     picture = np.random.default_rng(0).random((2, 106, 300, 2)).astype("float32")
     folded = np.asarray(lesson["fold"](picture))
     assert folded.shape == (2, 9, 75, 96)
     np.testing.assert_array_equal(folded[1, 3, 20].reshape(12, 4, 2), picture[1, 36:48, 80:84])
     halves = folded.reshape(2, 9, 75, 12, 2, 2, 2).transpose(0, 1, 2, 4, 3, 5, 6)
-    halves = np.pad(halves.reshape(2, 9, 150, 48), ((0, 0), (0, 0), (0, 2), (0, 0)))
-    np.testing.assert_array_equal(lesson["unfold"](halves, 2), picture)
+    np.testing.assert_array_equal(lesson["unfold"](halves.reshape(2, 9, 150, 48), 2), picture)
+
+
+@pytest.fixture(scope="module")
+def painter(lesson):
+    """The generator up to its paint, with a bias on every layer."""
+    generator = lesson["build_generator"]()
+    rng = np.random.default_rng(0)
+    generator.set_weights([w + rng.normal(0, 0.02, w.shape) for w in generator.get_weights()])
+    return lesson["painter_of"](generator)
+
+
+def turns(share):
+    """The latent number that stands for this share of a circle."""
+    return NormalDist().inv_cdf(share)
+
+
+def test_the_first_number_shifts_the_whole_circle_by_beats_and_changes_nothing(painter):
+    z = np.random.default_rng(1).standard_normal((4, 14)).astype("float32")
+    z[:, 0] = [turns((beats + 0.5) / 88) for beats in (0, 1, 30, 87)]
+    z[:, 1:] = z[0, 1:]
+    paint = painter.predict(z, verbose=0)
+    assert paint.shape == (4, 106, 352, 3) and paint[0].std() > 0.01
+    for one, beats in zip(paint, (0, 1, 30, 87), strict=True):
+        np.testing.assert_allclose(one, np.roll(paint[0], 4 * beats, axis=1), atol=1e-5)
+
+
+def test_a_number_that_says_where_shifts_its_own_patterns(lesson):
+    z = np.random.default_rng(1).standard_normal((1, 14)).astype("float32").repeat(2, axis=0)
+    z[:, 2] = turns(0.2), turns(0.2 + 5 / 22)
+    one, other = np.asarray(lesson["by_bar"](z)).reshape(2, 22, 10, 22)
+    own = np.arange(10) % 4 == 2
+    np.testing.assert_allclose(other[:, own], np.roll(one[:, own], -5, axis=0), atol=1e-4)
+    np.testing.assert_allclose(other[:, ~own], one[:, ~own], atol=1e-4)
 
 
 def test_what_the_generator_gives_is_what_snap_levels_leaves(lesson):
@@ -115,12 +165,13 @@ def test_both_networks_mean_the_same_by_three_planes(lesson):
 
 
 def test_a_tail_sounds_only_behind_a_head(lesson):
-    sounds, starts = np.zeros((2, 1, 2, 64, 1), np.float32)
+    sounds, starts = np.zeros((2, 1, 3, 64, 1), np.float32)
     sounds[0, 0, :8, 0], starts[0, 0, 6] = [1, 1, 0, 1, 1, 0, 1, 1], 1
     sounds[0, 1, :32, 0], starts[0, 1, 0] = 1, 1
+    sounds[0, 2, [62, 63, 0, 1], 0], starts[0, 2, 62] = 1, 1  # time is a circle
     kept = np.array(lesson["with_heads"](sounds, starts))
     expected = sounds.copy()
-    expected[0, 0, 3:5] = 0  # the first tail began before the picture and stays
+    expected[0, 0, [0, 1, 3, 4]] = 0
     np.testing.assert_array_equal(kept, expected)
 
 

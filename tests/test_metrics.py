@@ -354,6 +354,34 @@ def test_controls_stand_further_off_than_new_music():
         assert control["kld"] > 10 * held_out["kld"]
 
 
+# ------------------------------------------------------------------ fixed places
+
+
+def with_figure(starts, seed=0):
+    """Rolls of random notes, each with the same figure, four bars long, that starts at its step."""
+    rng, rolls = np.random.default_rng(seed), []
+    for start in starts:
+        notes = np.stack([rng.integers(0, 128, 20), rng.integers(1, 8, 20),
+                          rng.integers(40, 80, 20), np.full(20, 80)], 1)
+        figure = [((start + at) % 128, 4, 50 + at % 11, 80) for at in range(0, 64, 4)]
+        rolls.append(paint(np.concatenate([notes, figure]), PITCHES, 128, LOWEST))
+    return np.stack(rolls)
+
+
+def test_a_figure_at_the_same_place_of_all_rolls_shows_and_elsewhere_does_not():
+    anywhere = np.random.default_rng(1).integers(0, 128, 60)
+    assert metrics.fixed_places(with_figure(np.full(60, 37))) > 3
+    assert metrics.fixed_places(with_figure(anywhere)) == pytest.approx(1, abs=0.15)
+
+
+def test_fixed_places_by_hand():
+    """Two rolls of three bars share two of three pixels, and one of four at every shift."""
+    rolls = np.zeros((2, 4, 12), np.uint8)
+    rolls[0, 0, [0, 4]], rolls[1, 0, [0, 4, 9]] = 200, 200
+    assert metrics.fixed_places(rolls, steps_per_bar=4) == pytest.approx((2 / 3) / (1 / 4))
+    assert metrics.fixed_places(np.zeros((2, 4, 12), np.uint8), steps_per_bar=4) == 1
+
+
 # ------------------------------------------------------------------ memorisation and controls
 
 
@@ -424,6 +452,8 @@ def test_bad_input_is_one_clear_line():
         lambda: metrics.compare(table, table[:0]),
         lambda: metrics.overlap(table, table[:, :3]),
         lambda: metrics.overlap(table, table, of="heights"),
+        lambda: metrics.fixed_places(rolls[:1]),
+        lambda: metrics.fixed_places(rolls[..., :31]),
     ):
         with pytest.raises(MusicError) as caught:
             call()

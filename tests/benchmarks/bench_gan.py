@@ -10,6 +10,7 @@ run, on this machine, in 32 bits, each with the batch that suits it.
 
 import contextlib
 import io
+import math
 import os
 import sys
 import time
@@ -58,11 +59,11 @@ def notebook_networks():
     cells = [c.source for c in nbformat.read(path, 4).cells if c.cell_type == "code"]
     marks = ("def fold", "def unfold", "def spread", "def upsample", "QUIET = ", "def later",
              "def with_heads", "SOFT, LOUD = ", "def to_planes", "def read_planes",
-             "def batch_spread",
+             "def batch_spread", "def pitches_at_once", "def by_bar", "def shift_all",
              "def build_generator", "def painter_of", "def build_discriminator", "def augment",
              "def straight_through", "def discriminator_loss", "def r1", "class GAN",
              "def discriminator_gradients")
-    names = {"keras": keras, "layers": layers, "ops": ops, "tf": tf, "np": np,
+    names = {"keras": keras, "layers": layers, "math": math, "ops": ops, "tf": tf, "np": np,
              "pianoroll": pianoroll, "ROWS": 106, "COLUMNS": 300, "latent_dim": 14, "seed": 0,
              "penalty_weight": 1.0, "levels": np.full([1, 106, 300], 180, np.uint8),
              "to_network": lambda levels: tf.cast(levels, tf.float32)[..., None] / 255}
@@ -79,7 +80,7 @@ def macs(model):
         if isinstance(layer, layers.Conv2D):
             total += int(np.prod(layer.kernel.shape)) * int(np.prod(layer.output.shape[1:3]))
         elif isinstance(layer, layers.Dense):
-            total += int(np.prod(layer.kernel.shape))
+            total += int(np.prod(layer.kernel.shape)) * int(np.prod(layer.output.shape[1:-1]))
     return total
 
 
