@@ -1,22 +1,24 @@
 """Make what the README shows, from what runs left: python docs/figures.py [MUSIC TRAINED ...]
 
-MUSIC (runs/music) is a run of 04, 05, 06 and, with `-p 08.mode infill`, 08: three pictures of each
-model, their sound, and a piece with new bars. The films come from the runs that TRAINED the
-weights, where they are given.
+MUSIC (runs/music) is a run of 04, 05, 06 and, with `-p 08.mode infill`, 08: three images of each
+model, their sound, and a piece with new bars. The film of the denoising is made from the weights in
+data/models, that of the GAN comes from the run that TRAINED it, where it is given.
 """
 
 import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import soundfile
+from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from utils import pianoroll, show
+from utils import diffusion, pianoroll, show, unet
 
-FILMS = ("denoising.gif", "latent_walk.gif")
+FILMS = ("latent_walk.gif",)
 SHOWN = 3
 
 
@@ -45,8 +47,29 @@ def record(run: Path, name: str) -> list[Path]:
     return paths
 
 
+def denoising_film() -> Path:
+    """How noise becomes a piece, by the weights in data/models: x_t beside the notes drawn."""
+    network = unet.load(ROOT / "data/models/diffusion.safetensors")
+    frames = []
+
+    def keep(step: int, x_t: np.ndarray, x_0: np.ndarray) -> None:
+        """Low noise changes little, so every second step is enough."""
+        if step % 2 == 0:
+            gray = ((x_t[0, 0].numpy() + 2) / 6).clip(0, 1)[..., None].repeat(3, axis=2)
+            notes = show.COLORS(pianoroll.from_planes(network.planes(x_0)[0].numpy()))[..., :3]
+            both = np.concatenate([gray, notes], axis=1)[24:104][::-1]  # pitches 24 to 103
+            image = Image.fromarray((both * 255).astype(np.uint8))
+            frames.append(image.resize((768, 240), Image.NEAREST).quantize(48))
+
+    diffusion.generate(network, 1, callback=keep)
+    path = ROOT / "docs" / "denoising.gif"
+    frames[0].save(path, save_all=True, append_images=frames[1:], loop=0,
+                   duration=[120] * (len(frames) - 1) + [2500])
+    return path
+
+
 def main(music: str = "runs/music", *trained: str) -> None:
-    made = []
+    made = [denoising_film()]
     for name in ("diffusion", "gan"):
         made += [draw(Path(music), name), *record(Path(music), name)]
     for completed in sorted((Path(music) / "midi" / "complete").glob("*_infill_*.png"))[:1]:
