@@ -299,7 +299,7 @@ def test_a_compiled_network_learns_the_same(trained, fresh_run):
     ("another size", "another size"), ("another batch size", "another batch_size"),
     ("another transpose", "another transpose"),
     ("enormous guidance", "configuration"), ("no share", "choose a multiple"),
-    ("other pictures", "another pictures"), ("fewer steps", "train_steps of 24 or more"),
+    ("other pictures", "another mean, pictures, std"), ("fewer steps", "train_steps of 24 or more"),
     ("half a file", "damaged"), ("text", "damaged"),
     ("a picture of another size", "run notebook 01_midi2img again")])
 def test_what_does_not_fit_is_refused_in_one_line(trained, fresh_run, name, said):
