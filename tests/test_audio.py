@@ -13,6 +13,7 @@ import hostile_midi
 import mido
 import numpy as np
 import pretty_midi
+import psutil
 import pytest
 import soundfile
 
@@ -217,6 +218,9 @@ def test_the_synthesizer_gets_what_the_file_says(tmp_path):
                 zip(seconds, midi, strict=True) if not message.is_meta]
 
     before, after = timed(file), timed(mido.MidiFile(file=io.BytesIO(data)))
+    releases, after = after[len(before):], after[: len(before)]
+    assert all(message.control in (audio.PEDAL, audio.ALL_NOTES_OFF) and
+               second > midi_s + 0.9 for second, message in releases)
     assert [message for _, message in before] == [message for _, message in after]
     assert np.allclose([s for s, _ in before], [s for s, _ in after], atol=1e-4)
     assert midi_s == pytest.approx(max(s for s, message in before if "note" in message.type))
@@ -420,3 +424,23 @@ def test_real_files(renderer, real_midi, tmp_path, monkeypatch):
     for path in sorted(some, key=lambda p: p.stat().st_size)[:3]:
         facts = audio.midi_to_wav(path, tmp_path / "a.wav", sample_rate=16_000)
         assert facts.renderer == renderer and facts.rms > 0.01, path
+
+
+@pytest.mark.skipif(not shutil.which("fluidsynth"), reason="FluidSynth is not installed")
+def test_a_note_that_is_never_released_comes_to_an_end(tmp_path):
+    """An organ's tone does not decay, and FluidSynth waits for the last tone to end."""
+    midi = mido.MidiFile()
+    midi.tracks.append(mido.MidiTrack([
+        mido.Message("program_change", program=19), mido.Message("note_on", note=60),
+        mido.Message("note_off", note=60, time=480), mido.Message("note_on", note=67)]))
+    midi.save(tmp_path / "organ.mid")
+    facts = audio.midi_to_wav(tmp_path / "organ.mid", tmp_path / "organ.wav")
+    assert facts.renderer == "FluidSynth" and facts.seconds <= 0.5 + audio.TAIL_S
+
+
+def test_a_program_that_does_not_end_is_stopped_with_what_it_started():
+    start = "import subprocess, sys; subprocess.run([sys.executable, '-c', " \
+            "'import time; time.sleep(60)'])"
+    with pytest.raises(RuntimeError, match="did not come to an end"):
+        audio.output_of([sys.executable, "-c", start], 1.0)
+    assert not psutil.Process().children(recursive=True)

@@ -18,6 +18,7 @@ import midirenderer
 import mido
 import numpy as np
 import pretty_midi
+import psutil
 import scipy.signal
 import soundfile
 
@@ -28,6 +29,8 @@ LOWEST_RATE_HZ, HIGHEST_RATE_HZ = 16_000, 48_000
 LONGEST_S = 3600  # an hour takes up to 4 GB of memory
 MAX_BYTES = 2**21  # of a MIDI file: four times the longest recital
 TAIL_S = 3.0  # the last notes ring on at most this long
+RELEASE_S = 1.0  # after the last note everything is released
+PEDAL, ALL_NOTES_OFF = 64, 123  # control changes
 QUIET, SILENT = 10 ** (-60 / 20), 10 ** (-55 / 20)  # amplitudes: where a tail ends; what is silence
 RMS_TARGET, PEAK_LIMIT = 10 ** (-20 / 20), 10 ** (-1 / 20)  # -20 dB on average, peaks below -1 dB
 CLIPPED = 0.999
@@ -104,9 +107,10 @@ def playable(midi_path: str | Path) -> tuple[bytes, float]:
     """A MIDI file written anew, and the second when its last note ends.
 
     What any synthesizer plays: one track at one tempo, which ends 3 s after the last note, so that
-    this one can die away and what follows costs nothing. A damaged file is played as its piano
-    roll shows it. Raises `MusicError` where `pianoroll.read_midi` does (no such file, not MIDI),
-    `Silence` where there is no note, and refuses more than an hour or 2 MiB.
+    this one can die away and what follows costs nothing. A second after the last note all that is
+    still held is released: FluidSynth would play on without end. A damaged file is played as its
+    piano roll shows it. Raises `MusicError` where `pianoroll.read_midi` does (no such file, not
+    MIDI), `Silence` where there is no note, and refuses more than an hour or 2 MiB.
     """
     path = Path(midi_path)
     if path.is_file() and path.stat().st_size > MAX_BYTES:
@@ -123,6 +127,11 @@ def playable(midi_path: str | Path) -> tuple[bytes, float]:
     if midi_s > LONGEST_S:
         raise MusicError(f"{path}: lasts {midi_s / 3600:.1f} hours; cut it to 1 or less")
     track, last = mido.MidiTrack(), 0
+    channels = {message.channel for _, message in messages if message.type == "note_on"}
+    messages = [pair for pair in messages if pair[0] <= midi_s + RELEASE_S]
+    messages += [(midi_s + RELEASE_S, mido.Message("control_change", channel=channel,
+                                                   control=control, value=0))
+                 for channel in sorted(channels) for control in (PEDAL, ALL_NOTES_OFF)]
     for second, message in [*messages, (midi_s + TAIL_S, mido.MetaMessage("end_of_track"))]:
         if second <= midi_s + TAIL_S:
             tick = mido.second2tick(second, TICKS_PER_BEAT, TEMPO)
@@ -195,19 +204,13 @@ def with_fluidsynth(data: bytes, font: Path, sample_rate: int, midi_s: float) ->
                   for gain in (0.2, 0.04)]
         for call in calls:
             wav.unlink(missing_ok=True)
-            try:
-                ran = subprocess.run([str(part) for part in call], capture_output=True, check=False,
-                                     stdin=subprocess.DEVNULL, timeout=60 + 2 * midi_s)
-            except subprocess.TimeoutExpired:
-                raise RuntimeError("fluidsynth did not come to an end") from None
-            except OSError as error:
-                raise RuntimeError(f"fluidsynth could not be run ({error.strerror})") from None
+            said = output_of([str(part) for part in call], 60 + 2 * midi_s)
             try:
                 sound, rate_hz = soundfile.read(wav, dtype="float32", always_2d=True)
             except (OSError, soundfile.SoundFileError):
                 sound, rate_hz = np.zeros((0, 2), np.float32), 0
             peak, _ = measure(sound)
-            if b"ailed to load" in ran.stderr:  # it takes another font, unasked
+            if "ailed to load" in said:  # it takes another font, unasked
                 problem = f"failed to load {font.name}"
             elif rate_hz != sample_rate:
                 problem = "wrote no sound"
@@ -217,8 +220,23 @@ def with_fluidsynth(data: bytes, font: Path, sample_rate: int, midi_s: float) ->
                 problem = f"played only silence with {font.name}"
             elif peak < CLIPPED or call is calls[-1]:
                 return sound
-    said = " ".join(ran.stderr.decode(errors="replace").split())[-80:]
+    said = " ".join(said.split())[-80:]
     raise RuntimeError(f"fluidsynth {problem} ({said})" if said else f"fluidsynth {problem}")
+
+
+def output_of(command: list[str], limit_s: float) -> str:
+    """What a program says on stderr. Raises `RuntimeError` where it cannot be run or does not end;
+    then it is stopped with all the programs that it started."""
+    try:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                                   stderr=subprocess.PIPE)
+        return process.communicate(timeout=limit_s)[1].decode(errors="replace")
+    except subprocess.TimeoutExpired:
+        for program in [*psutil.Process(process.pid).children(recursive=True), process]:
+            program.kill()
+        raise RuntimeError("fluidsynth did not come to an end") from None
+    except OSError as error:
+        raise RuntimeError(f"fluidsynth could not be run ({error.strerror})") from None
 
 
 def with_midirenderer(data: bytes, font: Path, sample_rate: int) -> np.ndarray:
