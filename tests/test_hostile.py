@@ -134,7 +134,9 @@ def test_child_processes_end_with_a_run_that_is_killed(tmp_path):
 
 @pytest.mark.skipif(os.name == "nt", reason="signals to a group of processes")
 def test_ctrl_c_records_nothing_against_a_file(tmp_path):
-    run = subprocess.Popen([sys.executable, "-c", "from utils import corpus\n"
+    heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    run = subprocess.Popen([sys.executable, "-c", heed +  # a background job ignores Ctrl-C
+                            "from utils import corpus\n"
                             f"corpus.convert('builtin', {str(tmp_path)!r}, jobs=2)"], cwd=ROOT,
                            stderr=subprocess.DEVNULL, start_new_session=True)
     while not list(tmp_path.rglob("*.json")):  # some files are done, others are being read
