@@ -309,17 +309,17 @@ class NotePredictor:
         self.style, self.generator = network.style_number(style), generator
         self.clean = network.standardise(torch.from_numpy(to_planes(roll))[None].to(self.device))
         self.mask = torch.from_numpy(mask)[None, None].to(self.device)  # [1, 1, 128, 128]
+        self.known = None if mask.all() else ~self.mask
         self.weights = None if pitch_weights is None else torch.from_numpy(
             np.asarray(pitch_weights, np.float32)).to(self.device)
         self.x_0_hat = None  # the last prediction, probabilities [B, 2, 128, 128]
 
     def __call__(self, x_t: Tensor, t: Tensor) -> Tensor:
-        known = None if bool(self.mask.all()) else ~self.mask.expand(len(x_t), -1, -1, -1)
-        if known is not None:
-            x_t = torch.where(known, self.clean, x_t)
+        if self.known is not None:
+            x_t = torch.where(self.known, self.clean, x_t)
         style = torch.full_like(t, self.style)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=fast_bfloat16(self.device)):
-            prediction = self.network(x_t, self.log_snrs[t], self.x_0_hat, known, style)
+            prediction = self.network(x_t, self.log_snrs[t], self.x_0_hat, self.known, style)
         logits = self.conditioned(prediction, self.log_snrs[t[0]])
         self.x_0_hat = torch.sigmoid(logits)
         velocity = prediction.velocity.clamp((ONSET + 1) / 255, 1)

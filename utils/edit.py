@@ -275,12 +275,6 @@ def neighbours(piece: MidiPiece, begin: int, end: int, bars: int = 8) -> np.ndar
     return piece.notes[near] if near.any() else piece.notes
 
 
-def density(kept: np.ndarray, begin: int, end: int) -> float:
-    """Share of active pixels of `kept` outside these columns; 0 where there is nothing outside."""
-    outside = np.delete(kept, np.s_[begin:end], axis=1)
-    return float((outside > 0).mean()) if outside.size else 0.0
-
-
 def new_notes(roll: np.ndarray, kept: np.ndarray, begin: int, end: int,
               piece: MidiPiece | None = None) -> np.ndarray:
     """The notes of `roll` in these columns that are not in `kept`, `[M, 4]` in steps.

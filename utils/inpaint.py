@@ -65,10 +65,13 @@ def inpaint(network: torch.nn.Module, kept: np.ndarray, begin: int, end: int, *,
                        onsets=onsets_per_bar * int(mask.any(axis=0).sum()) / bar,
                        callback=_watched(network, callback), **options)[0, :, first - left :]
         inside, ahead = new[:, : last - first], new[:, last - first : until - first]
-        result[:, first:last] = np.where(known[:, first:last], result[:, first:last], inside)
-        own = np.where(known, 0, result)[:, begin:last]  # a kept note is not prolonged
-        own = without_stray_sustains(np.pad(own, ((0, 0), (1, 0))))[:, 1:]
-        result[:, begin:last] = np.where(known[:, begin:last], result[:, begin:last], own)
+        old = known[:, first:last]
+        before = np.zeros((len(kept), 1), np.uint8)  # a kept note is not prolonged
+        if first > begin:
+            before = np.where(known, 0, result)[:, first - 1 : first]
+        new_notes = np.hstack([before, np.where(old, 0, inside)])
+        result[:, first:last] = np.where(old, result[:, first:last],
+                                         without_stray_sustains(new_notes)[:, 1:])
         going_on = endings(ahead, (inside[:, -1] > 0) & ~known[:, last - 1])
         going_on &= ~settled[:, last:until]
         result[:, last:until][going_on] = ahead[going_on]
