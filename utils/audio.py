@@ -234,6 +234,7 @@ def output_of(command: list[str], limit_s: float) -> str:
     except subprocess.TimeoutExpired:
         for program in [*psutil.Process(process.pid).children(recursive=True), process]:
             program.kill()
+        process.communicate()
         raise RuntimeError("fluidsynth did not come to an end") from None
     except OSError as error:
         raise RuntimeError(f"fluidsynth could not be run ({error.strerror})") from None
