@@ -1,5 +1,7 @@
 """The diffusion maths against closed forms and `diffusers`, its samplers, and generation."""
 
+import dataclasses
+
 import diffusers
 import numpy as np
 import pytest
@@ -415,6 +417,15 @@ def test_each_call_sees_the_last_prediction_of_its_batch(network, monkeypatch):
     diffusion.generate(network, 2, 3, batch_size=1)
     assert [x is None for x in seen] == [True, False, False] * 2
     assert all(x.min() >= 0 and x.max() <= 1 for x in seen if x is not None)
+
+
+@pytest.mark.parametrize("count", [20, 60])
+def test_a_new_piece_aims_at_as_many_notes_as_a_training_image_has(untrained, count):
+    network = unet.UNet(dataclasses.replace(untrained.config, active_counts=(3 * count,),
+                                            onset_counts=(count,))).eval()
+    network.load_state_dict(untrained.state_dict())
+    rolls = diffusion.generate(network, 8, 20)
+    assert (rolls > pianoroll.HELD).sum() / 8 == pytest.approx(count, rel=0.25)
 
 
 def test_strength_decides_how_much_of_the_roll_remains(untrained, some_roll):

@@ -198,10 +198,19 @@ def test_it_learns_rolls_by_heart():
     {"widths": ()}, {"widths": (20,)}, {"widths": (32,) * 5}, {"widths": (10**9,)}, {"blocks": 0},
     {"std": (0.1, 0.0)}, {"mean": (float("nan"), 0.1)}, {"rows": 13}, {"low_row": -1},
     {"onset_mean": 2.0}, {"noise_steps": 0}, {"transpose": -1}, {"transpose": 64},
-    {"styles": (1,)}, {"styles": ("",)}, {"styles": ("a",) * 1000}, {"guidance": float("inf")}])
+    {"styles": (1,)}, {"styles": ("",)}, {"styles": ("a",) * 1000}, {"guidance": float("inf")},
+    {"active_counts": (3,)}, {"active_counts": (3,), "onset_counts": (4,)}])
 def test_an_impossible_configuration_is_refused(change):
     with pytest.raises(MusicError, match="configuration"):
         unet.Config(**change)
+
+
+def test_notes_are_counted_in_rolls_that_sound_to_their_end():
+    rolls = some_rolls()
+    rolls[1, :, 90:] = 0  # falls silent
+    active, onsets = unet.note_counts(rolls)
+    assert active == tuple((roll > 0).sum() for roll in rolls[[0, 2]])
+    assert onsets == tuple((roll > HELD).sum() for roll in rolls[[0, 2]])
 
 
 def test_rolls_without_a_note_and_unknown_sizes_are_refused():

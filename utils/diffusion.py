@@ -264,8 +264,10 @@ def generate(network: torch.nn.Module, count: int = 1, sampling_steps: int = SAM
     share of the steps: none at 0, at least one above. `pitch_weights`, `[128, 128]`, are those of
     `weigh_pitches`; `onsets`, where above 0, is how many to aim at in the mask of each roll.
     `style` is one that the network learned, its usual one if empty; `guidance` is that of `guided`,
-    the network's own if None. `exact` draws x_0's notes at each step (`draw_notes`), otherwise the
-    expected ones are taken. `sampler`, `sampling_steps` and `callback` are those of `sample`.
+    the network's own if None. `exact` draws x_0's notes at each step of "ddpm" (`draw_notes`);
+    without it, and with the other samplers, the expected ones are taken. `sampler`,
+    `sampling_steps` and `callback` are those of `sample`. Where nothing is known and no number of
+    onsets is asked for, each roll aims at as many notes as one of the training images had.
     The same seed on the same device gives the same rolls. Raises `MusicError` for an unknown style
     or sampler, or an impossible strength or number of steps.
     """
@@ -279,15 +281,16 @@ def generate(network: torch.nn.Module, count: int = 1, sampling_steps: int = SAM
     mask = np.ones(roll.shape, bool) if mask is None else mask
     if skip == sampling_steps:
         return np.repeat(roll[None], count, axis=0)
-    predict = NotePredictor(network, roll, mask, style=style, guidance=guidance, exact=exact,
-                            pitch_weights=pitch_weights, onsets=onsets, last=times[-1],
-                            generator=random)
     for start in range(0, count, batch_size):
+        predict = NotePredictor(network, roll, mask, style=style, guidance=guidance,
+                                exact=exact and sampler == "ddpm", pitch_weights=pitch_weights,
+                                onsets=onsets, last=times[-1], generator=random)
         size = (min(batch_size, count - start), 2, DIFFUSION.pitches, WIDTH)
+        if mask.all() and not onsets and not skip:
+            predict.aim_at_training_images(size[0])
         x_t = torch.randn(size, generator=random).to(predict.clean.device)
         if skip:
             x_t = q_sample(predict.clean, x_t, predict.alpha_bar[times[skip]].item())
-        predict.x_0_hat = None
         x_0 = sample(predict, x_t, predict.alpha_bar, sampler, sampling_steps, generator=random,
                      callback=callback, skip=skip)
         found = from_planes(network.planes(x_0).cpu().numpy())
@@ -296,7 +299,10 @@ def generate(network: torch.nn.Module, count: int = 1, sampling_steps: int = SAM
 
 
 class NotePredictor:
-    """The `predict_x_0` of `sample` for piano rolls, with its conditions; see `generate`."""
+    """The `predict_x_0` of `sample` for one batch of piano rolls, with its conditions: `generate`.
+
+    It remembers its last prediction, for self-conditioning (Chen et al. 2022, arXiv:2208.04202).
+    """
 
     def __init__(self, network: torch.nn.Module, roll: np.ndarray, mask: np.ndarray, *, style: str,
                  guidance: float | None, exact: bool, pitch_weights: np.ndarray | None,
@@ -313,6 +319,15 @@ class NotePredictor:
         self.weights = None if pitch_weights is None else torch.from_numpy(
             np.asarray(pitch_weights, np.float32)).to(self.device)
         self.x_0_hat = None  # the last prediction, probabilities [B, 2, 128, 128]
+        self.mean = None  # the share of active pixels and of onsets aimed at, [B, 2, 1, 1]
+
+    def aim_at_training_images(self, batch: int) -> None:
+        """From now on each of `batch` rolls aims at the number of notes of a training image."""
+        config = self.network.config
+        counts = torch.tensor([config.active_counts, config.onset_counts]).T
+        if len(counts):
+            chosen = counts[torch.randint(len(counts), (batch,), generator=self.generator)]
+            self.mean = (chosen / self.mask.numel()).view(batch, 2, 1, 1).to(self.device)
 
     def __call__(self, x_t: Tensor, t: Tensor) -> Tensor:
         if self.known is not None:
@@ -337,6 +352,8 @@ class NotePredictor:
             logits = torch.where(self.mask, weigh_pitches(logits, self.weights), logits)
         if self.onsets and log_snr < SETTLED:
             logits = aim_at_onsets(logits, self.onsets, self.mask)
+        elif self.mean is not None and log_snr < SETTLED:
+            logits = with_mean(logits, self.mean)
         return logits
 
 

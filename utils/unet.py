@@ -27,6 +27,7 @@ from utils.pianoroll import DIFFUSION, HELD, PLANE_ONSET
 FORMAT = "music-through-pictures/unet/2"
 OCTAVE, BEAT = 12, 4
 HEADS = 4  # of each attention layer
+COUNTED = 256  # training images whose notes are counted for `Config`
 RARE = 0.001  # share of the active pixels that may lie below the rows we generate, or above
 SIZES = {
     "tiny": {"widths": (32, 64), "blocks": 1},  # tests
@@ -45,6 +46,8 @@ class Config:
     `noise_steps` and `noise_shift` give the `diffusion.cosine_schedule` it was trained on,
     `transpose` the semitones by which its training images were shifted at most, `styles` the names
     of the kinds of music it learned, the usual one first; `guidance` is that of `diffusion.guided`.
+    `active_counts` and `onset_counts` say, for some of its training images, how many pixels are
+    active and how many are onsets; a new piece aims at one of these pairs.
     """
 
     widths: tuple[int, ...] = (96, 192)
@@ -60,6 +63,8 @@ class Config:
     transpose: int = 6
     styles: tuple[str, ...] = ()
     guidance: float = 1.2
+    active_counts: tuple[int, ...] = ()
+    onset_counts: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         numbers = [*self.mean, *self.std, self.onset_mean, self.onset_std, self.noise_shift,
@@ -73,6 +78,9 @@ class Config:
             and all(s > 0 for s in (*self.std, self.onset_std))
             and self.transpose in range(64) and len(self.styles) < 1000
             and all(isinstance(style, str) and style for style in self.styles)
+            and len(self.active_counts) == len(self.onset_counts) <= COUNTED
+            and all(0 < onsets <= active <= 128 * 128 for active, onsets in
+                    zip(self.active_counts, self.onset_counts, strict=True))
             and self.low_row in range(DIFFUSION.pitches) and self.rows in range(unit, 193, unit)
             and DIFFUSION.steps % (BEAT * unit // OCTAVE) == 0)
         if not good:
@@ -109,10 +117,23 @@ def config_for(rolls: np.ndarray, size: str = "small", transpose: int = 6,
     low, high = np.searchsorted(share, (RARE, 1 - RARE)).tolist()
     low, high = max(low - transpose, 0) // OCTAVE * OCTAVE, min(high + transpose + 1, 128)
     unit = OCTAVE * 2 ** (len(SIZES[size]["widths"]) - 1)
+    active, onsets = note_counts(rolls)
     return Config(**SIZES[size], mean=tuple(plane_mean.tolist()), std=tuple(plane_std.tolist()),
                   onset_mean=float(onset.mean()), onset_std=float(max(onset.std(), 0.01)),
                   low_row=low, rows=-(-(high - low) // unit) * unit, transpose=transpose,
-                  styles=tuple(styles))
+                  styles=tuple(styles), active_counts=active, onset_counts=onsets)
+
+
+def note_counts(rolls: np.ndarray) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Active pixels and onsets of up to `COUNTED` of the rolls, uint8 `[N, 128, 128]`, spread
+    evenly; of those that sound in their first and last two bars, where there are any."""
+    active = (rolls > 0).any(axis=1)
+    whole = rolls[active[:, :32].any(axis=1) & active[:, -32:].any(axis=1)]
+    whole = whole if len(whole) else rolls[(rolls > HELD).any(axis=(1, 2))]
+    some = whole[np.linspace(0, len(whole) - 1, min(len(whole), COUNTED)).astype(int)]
+    onsets = (some > HELD).sum(axis=(1, 2))
+    some, onsets = some[onsets > 0], onsets[onsets > 0]
+    return tuple((some > 0).sum(axis=(1, 2)).tolist()), tuple(onsets.tolist())
 
 
 # ---------------------------------------------------------------- the parts
