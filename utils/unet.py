@@ -45,6 +45,7 @@ class Config:
     `noise_steps` and `noise_shift` give the `diffusion.cosine_schedule` it was trained on,
     `transpose` the semitones by which its training images were shifted at most, `styles` the names
     of the kinds of music it learned, the usual one first; `guidance` is that of `diffusion.guided`.
+    Without `self_conditioning` it never learned to use an earlier prediction, and ignores it.
     """
 
     widths: tuple[int, ...] = (96, 192)
@@ -60,6 +61,7 @@ class Config:
     transpose: int = 6
     styles: tuple[str, ...] = ()
     guidance: float = 1.2
+    self_conditioning: bool = True
 
     def __post_init__(self) -> None:
         numbers = [*self.mean, *self.std, self.onset_mean, self.onset_std, self.noise_shift,
@@ -72,6 +74,7 @@ class Config:
             and all(0 < m < 1 for m in (*self.mean, self.onset_mean))
             and all(s > 0 for s in (*self.std, self.onset_std))
             and self.transpose in range(64) and len(self.styles) < 1000
+            and isinstance(self.self_conditioning, bool)
             and all(isinstance(style, str) and style for style in self.styles)
             and self.low_row in range(DIFFUSION.pitches) and self.rows in range(unit, 193, unit)
             and DIFFUSION.steps % (BEAT * unit // OCTAVE) == 0)
@@ -247,7 +250,8 @@ class UNet(nn.Module):
             evidence = torch.where(known, certain, evidence)
             velocity = torch.where(known, planes[:, 1:], velocity)
             mask = known.to(x_t.dtype).expand_as(mask)
-        x_0_hat = torch.zeros_like(x_t) if x_0_hat is None else x_0_hat
+        if x_0_hat is None or not self.config.self_conditioning:
+            x_0_hat = torch.zeros_like(x_t)
         seen = torch.cat([x_t, 2 * torch.sigmoid(evidence), 2 * x_0_hat, mask], dim=1)
         change = self.context(seen, self.embed(log_snr, style, shift)).float()
         if known is not None:
