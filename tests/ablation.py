@@ -1,7 +1,8 @@
 """What each improvement of notebook 02 buys, at equal minutes: writes docs/ablation.md.
 
     python tests/ablation.py --minutes 2                 the table of the documentation
-    python tests/ablation.py --minutes 0.1 --count 8 --size tiny --output try.md     a trial
+    python tests/ablation.py --minutes 0.02 --count 4 --sampling-steps 4 --size tiny --rows 2 \\
+        --output runs/trial.md                           a trial
 
 The first row is the published recipe on the same network: a squared error on the noise, and a
 plain cosine schedule. Each further row is notebook 02 with one improvement more, from the same
@@ -134,10 +135,10 @@ def measured(sets: list[np.ndarray], valid: np.ndarray) -> tuple[float, float, d
     return float(np.mean(distances)), float(error), metrics.compare(real, np.concatenate(tables))
 
 
-def table(run: Path, minutes: float, count: int, size: str, batch_size: int, steps: int, seed: int
-          ) -> list[str]:
+def table(asked: argparse.Namespace) -> list[str]:
     """The rows of the table, in Markdown; each is printed as it is done."""
-    rows = []
+    run, count, seed, steps, rows = (asked.run_dir, asked.count, asked.seed, asked.sampling_steps,
+                                     [])
 
     def add(name: str, distances: list[str], other: dict[str, float], training_rolls: np.ndarray,
             rolls: np.ndarray) -> None:
@@ -157,16 +158,16 @@ def table(run: Path, minutes: float, count: int, size: str, batch_size: int, ste
                         ("*shuffled columns*", metrics.shuffled_columns(valid[:count]))):
         distance, _, other = measured([rolls, rolls], valid)
         add(name, ["", "", f"{distance:.1f}"], other, images, rolls)
-    network, alpha_bar = published(images, minutes, size, batch_size, seed)
+    network, alpha_bar = published(images, asked.minutes, asked.size, asked.batch_size, seed)
     sets = [sample_published(network, alpha_bar, count, 4 * steps, seed) for seed in seeds]
     distance, error, other = measured(sets, valid)
     add(PUBLISHED, [f"{distance:.1f} ± {error:.1f}", "", ""], other, images, np.concatenate(sets))
-    for name, change in ROWS.items():
+    for name, change in list(ROWS.items())[: asked.rows]:
         settings |= change
-        hop = settings["hop"]
-        network = trained(run / f"hop{hop}", {
-            **{key: value for key, value in settings.items() if key != "hop"}, "minutes": minutes,
-            "size": size, "batch_size": batch_size, "seed": seed, "sampling_steps": 2})
+        network = trained(run / f"hop{settings['hop']}", {
+            **{key: value for key, value in settings.items() if key != "hop"},
+            "minutes": asked.minutes, "size": asked.size, "batch_size": asked.batch_size,
+            "seed": seed})
         distances = []
         for way in WAYS.values():
             sets = [diffusion.generate(network, count, steps, seed, **way) for seed in seeds]
@@ -185,11 +186,11 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--sampling-steps", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rows", type=int, help="of notebook 02's: only so many")
     parser.add_argument("--run-dir", type=Path, default=ROOT / "runs" / "ablation")
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "ablation.md")
     asked = parser.parse_args()
-    rows = table(asked.run_dir, asked.minutes, asked.count, asked.size, asked.batch_size,
-                 asked.sampling_steps, asked.seed)
+    rows = table(asked)
     text = ["# What each improvement buys", "",
             f"Each network (`{asked.size}`) was trained for {asked.minutes:g} minutes on "
             f"{torch.get_num_threads()} CPU threads, on the built-in corpus, and generated "

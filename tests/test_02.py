@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from conftest import ROOT
-from utils import diffusion, pianoroll, training, unet
+from utils import diffusion, pianoroll, show, training, unet
 from utils.files import MusicError
 
 NOTEBOOK = ROOT / "notebooks" / "02_train_diffusion.ipynb"
@@ -107,6 +107,39 @@ def test_a_third_of_the_images_have_known_pixels_of_every_shape(masks, some_roll
     columns = (some == some[:, :1]).all(dim=2).all(dim=1).float().mean()
     voice = (~some | torch.from_numpy(some_roll > 0)).all(dim=2).all(dim=1).float().mean()
     assert 0.3 < columns < 0.5 and 0.05 < voice < 0.2
+
+
+# ---------------------------------------------------------------- the denoiser that it shows
+
+
+@pytest.mark.parametrize("widths", [(32, 64), (32, 48, 64)])
+def test_the_diagram_gives_the_shapes_that_run(widths):
+    network, shapes = unet.UNet(unet.Config(widths=widths, rows=96)), []
+    for part in [network.stem, *network.down, *network.middle, *network.up, network.head]:
+        part.register_forward_hook(lambda part, given, out: shapes.append(tuple(out.shape[1:])))
+    with torch.no_grad():
+        network(torch.zeros(1, 2, 128, 128), torch.zeros(1))
+    figure = show.denoiser_figure(widths, rows=8)
+    boxes = [text.get_text().split("\n")[1] for text in figure.axes[0].texts if " × " in
+             text.get_text()]
+    assert boxes[2:-1] == [" × ".join(map(str, shape)) for shape in shapes]
+
+
+def test_the_source_shown_is_whole_and_stands_at_the_margin():
+    shown = show.source(unet.UNet.embed, unet.waves).data
+    assert [node.name for node in ast.parse(shown).body] == ["embed", "waves"]
+
+
+@pytest.mark.parametrize("learned", [True, False])
+def test_a_network_uses_an_earlier_prediction_only_if_it_learned_to(learned):
+    torch.manual_seed(0)
+    network = unet.UNet(unet.Config(widths=(32, 64), rows=96, self_conditioning=learned))
+    torch.nn.init.normal_(network.head.weight)
+    x_t, log_snr = torch.randn(1, 2, 128, 128), torch.zeros(1)
+    with torch.no_grad():
+        without = network(x_t, log_snr).logits
+        given = network(x_t, log_snr, torch.ones_like(x_t)).logits
+    assert torch.equal(without, given) is not learned
 
 
 # ---------------------------------------------------------------- the loop of notebook 02
@@ -213,6 +246,15 @@ def test_a_killed_training_goes_on_as_if_nothing_had_happened(trained, fresh_run
     for part in ("network", "ema"):
         assert all(torch.equal(ours[part][name], value) for name, value in whole[part].items())
     assert ours["schedule"] == whole["schedule"]
+
+
+@pytest.mark.parametrize("ema_span", [0.0, 0.5])
+def test_the_average_of_no_span_is_the_last_weights(fresh_run, ema_span):
+    status, last = finish(start(fresh_run, train_steps=4, ema_span=ema_span))
+    assert status == 0, last
+    saved = checkpoint(fresh_run)
+    same = all(torch.equal(saved["ema"][name], value) for name, value in saved["network"].items())
+    assert same is (ema_span == 0)
 
 
 BACKWARD_IN_THE_CHILDREN_ALONE = HEAD + """
