@@ -192,6 +192,14 @@ def test_pauses_and_saving_are_not_training_time(tmp_path):
     assert walk.training.seconds < 0.2
 
 
+def test_a_save_does_not_start_a_stopped_clock(tmp_path):
+    walk = Walk(tmp_path).run()
+    seconds = walk.training.seconds
+    walk.training.save()
+    time.sleep(0.01)
+    assert walk.training.seconds == seconds
+
+
 def test_a_long_interval_between_checkpoints_is_cut_short(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "SAVE_EVERY_S", 0.0)
     walk = Walk(tmp_path)
