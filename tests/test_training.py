@@ -104,6 +104,13 @@ def test_a_damaged_checkpoint_is_refused(tmp_path, content):
         Walk(tmp_path, resume=True)
 
 
+def test_a_state_that_cannot_be_restored_is_refused_in_one_line(tmp_path):
+    walk = Walk(tmp_path).run()
+    walk.training._load = lambda state: state["no such part"]
+    with pytest.raises(MusicError, match=r"state\.npz: damaged, or made by another version"):
+        walk.training.restore()
+
+
 def test_fewer_steps_than_were_done_are_refused(tmp_path):
     Walk(tmp_path).run()
     with pytest.raises(MusicError, match="train_steps of 12 or more"):
