@@ -1,5 +1,6 @@
 """Notebook 02: what its images show without noise, and its training, killed and taken up again."""
 
+import ast
 import csv
 import os
 import shutil
@@ -8,7 +9,6 @@ import subprocess
 import sys
 import time
 import types
-from pathlib import Path
 
 import nbformat
 import numpy as np
@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from conftest import ROOT
-from utils import diffusion, files, pianoroll, unet
+from utils import diffusion, pianoroll, show, training, unet
 from utils.files import MusicError
 
 NOTEBOOK = ROOT / "notebooks" / "02_train_diffusion.ipynb"
@@ -30,17 +30,30 @@ def some_roll():
     return pianoroll.paint(notes, 128, 128)
 
 
+def code_cells():
+    """The notebook's code cells that plain Python can run."""
+    return [cell for cell in nbformat.read(NOTEBOOK, 4).cells
+            if cell.cell_type == "code" and "google.colab" not in cell.source]
+
+
+def definitions(*names, **given):
+    """Functions of the notebook by name, with what they need besides each other."""
+    trees = [ast.parse(cell.source) for cell in code_cells()]
+    functions = [node for tree in trees for node in tree.body
+                 if isinstance(node, ast.FunctionDef) and node.name in names]
+    assert sorted(node.name for node in functions) == sorted(names)
+    exec(compile(ast.Module(functions, []), str(NOTEBOOK), "exec"), given)
+    return types.SimpleNamespace(**given)
+
+
 # ---------------------------------------------------------------- the masks of notebook 02
 
 
 @pytest.fixture(scope="module")
 def masks():
-    """The notebook's functions that choose what is known."""
-    found = {"torch": torch}
-    for cell in nbformat.read(NOTEBOOK, 4).cells:
-        if cell.source.startswith(("def some_", "def top_voice", "def known_pixels")):
-            exec(cell.source, found)
-    return types.SimpleNamespace(**found)
+    """The notebook's functions that choose what is given."""
+    return definitions("top_voice", "some_columns", "some_rows", "some_rectangle", "known_pixels",
+                       torch=torch)
 
 
 def generator():
@@ -85,20 +98,56 @@ def test_some_rectangle_is_known_or_masked(masks):
 
 
 def test_a_third_of_the_images_have_known_pixels_of_every_shape(masks, some_roll):
-    known = masks.known_pixels(torch.from_numpy(some_roll).expand(1500, -1, -1), generator())
+    rolls = torch.from_numpy(some_roll).expand(1500, -1, -1)
+    known = masks.known_pixels(rolls, generator(), 0.35)
     assert known.shape == (1500, 1, 128, 128) and known.dtype == torch.bool
     some = known[known.any(dim=3).any(dim=2)[:, 0]][:, 0]
     assert 0.29 < len(some) / 1500 < 0.38
+    assert not masks.known_pixels(rolls[:50], generator(), 0.0).any()
     columns = (some == some[:, :1]).all(dim=2).all(dim=1).float().mean()
     voice = (~some | torch.from_numpy(some_roll > 0)).all(dim=2).all(dim=1).float().mean()
     assert 0.3 < columns < 0.5 and 0.05 < voice < 0.2
+
+
+# ---------------------------------------------------------------- the denoiser that it shows
+
+
+@pytest.mark.parametrize("widths", [(32, 64), (32, 48, 64)])
+def test_the_diagram_gives_the_shapes_that_run(widths):
+    network, shapes = unet.UNet(unet.Config(widths=widths, rows=96)), []
+    for part in [network.stem, *network.down, *network.middle, *network.up, network.head]:
+        part.register_forward_hook(lambda part, given, out: shapes.append(tuple(out.shape[1:])))
+    with torch.no_grad():
+        network(torch.zeros(1, 2, 128, 128), torch.zeros(1))
+    figure = show.denoiser_figure(widths, rows=8)
+    boxes = [text.get_text().split("\n")[1] for text in figure.axes[0].texts if " × " in
+             text.get_text()]
+    assert boxes[2:-1] == [" × ".join(map(str, shape)) for shape in shapes]
+
+
+def test_the_source_shown_is_whole_and_stands_at_the_margin():
+    shown = show.source(unet.UNet.embed, unet.waves).data
+    assert [node.name for node in ast.parse(shown).body] == ["embed", "waves"]
+
+
+@pytest.mark.parametrize("learned", [True, False])
+def test_a_network_uses_an_earlier_prediction_only_if_it_learned_to(learned):
+    torch.manual_seed(0)
+    network = unet.UNet(unet.Config(widths=(32, 64), rows=96, self_conditioning=learned))
+    torch.nn.init.normal_(network.head.weight)
+    x_t, log_snr = torch.randn(1, 2, 128, 128), torch.zeros(1)
+    with torch.no_grad():
+        without = network(x_t, log_snr).logits
+        given = network(x_t, log_snr, torch.ones_like(x_t)).logits
+    assert torch.equal(without, given) is not learned
 
 
 # ---------------------------------------------------------------- the loop of notebook 02
 
 
 SMALL = {"train_steps": 24, "batch_size": 7, "checkpoint_every": 4, "sampling_steps": 2,
-         "size": "tiny", "learning_rate": 0.001, "resume": False}
+         "size": "tiny", "learning_rate": 0.001, "self_conditioning": 0.5, "masked": 0.35,
+         "resume": False}
 
 
 HEAD = """
@@ -111,22 +160,21 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # however the program 
 TOLERANCE = 1e-3 if diffusion.fast_bfloat16("cpu") else 1e-4  # sums in another order
 
 
-def program(folder, **parameters):
-    """Notebook 02 up to the end of its training, without the toy, as a plain program."""
-    code, lesson = [], False
-    for cell in nbformat.read(NOTEBOOK, 4).cells:
-        if cell.cell_type == "markdown":
-            text = cell.source
-            lesson = "## Noise a score" in text or (lesson and "## Improve" not in text)
-        elif not lesson and not any(x in cell.source for x in ("google.colab", "draw_gray(")):
+def program(folder, head=HEAD, demo=False, **parameters):
+    """Notebook 02 up to the end of its training as a plain program; if `demo`, with what it only
+    shows, but for the slow strips."""
+    code = [head]
+    for cell in code_cells():
+        tags = cell.metadata.get("tags", [])
+        if "demo" not in tags or (demo and "strip(" not in cell.source):
             code.append(cell.source)
-        if "parameters" in cell.metadata.get("tags", []):
+        if "parameters" in tags:
             given = SMALL | {"run_dir": str(folder)} | parameters
             code += [f"{name} = {value!r}" for name, value in given.items()]
         if "notebook_launcher(train" in cell.source:
             break
     path = folder / "program.py"
-    path.write_text(HEAD + "\n\n".join(code), encoding="utf-8")
+    path.write_text("\n\n".join(code), encoding="utf-8")
     return path
 
 
@@ -200,6 +248,32 @@ def test_a_killed_training_goes_on_as_if_nothing_had_happened(trained, fresh_run
     assert ours["schedule"] == whole["schedule"]
 
 
+@pytest.mark.parametrize("ema_span", [0.0, 0.5])
+def test_the_average_of_no_span_is_the_last_weights(fresh_run, ema_span):
+    status, last = finish(start(fresh_run, train_steps=4, ema_span=ema_span))
+    assert status == 0, last
+    saved = checkpoint(fresh_run)
+    same = all(torch.equal(saved["ema"][name], value) for name, value in saved["network"].items())
+    assert same is (ema_span == 0)
+
+
+BACKWARD_IN_THE_CHILDREN_ALONE = HEAD + """
+import os, torch
+def backward(*arguments, parent=os.getpid(), backward=torch.autograd.backward, **named):
+    assert os.getpid() != parent, "gradients before the processes were started"
+    return backward(*arguments, **named)
+torch.autograd.backward = backward
+"""
+
+
+def test_processes_start_before_anything_computes_gradients(fresh_run):
+    """With CUDA, gradients in the parent would end each child."""
+    status, last = finish(start(fresh_run, head=BACKWARD_IN_THE_CHILDREN_ALONE, demo=True,
+                                batch_size=8, processes=2, train_steps=4))
+    assert status == 0, last
+    assert checkpoint(fresh_run)["step"] == 4
+
+
 @pytest.mark.parametrize("divided", [{"processes": 2}, {"accumulate": 2},
                                      {"processes": 2, "accumulate": 2}])
 def test_a_batch_teaches_the_same_however_it_is_divided(fresh_run, divided):
@@ -241,6 +315,21 @@ def test_without_a_number_of_steps_the_time_decides(fresh_run):
     assert checkpoint(fresh_run)["step"] == saved["step"], "a resumed run keeps its number"
 
 
+@pytest.mark.parametrize(("images", "shares"), [
+    (20_000, (0.0, 0.1)), (110_000, (0.25, 0.225)), (200_000, (0.5, 0.35)), (9e9, (0.5, 0.35))])
+def test_the_shares_left_open_grow_with_the_images_that_a_run_sees(images, shares):
+    assert definitions("open_shares", np=np).open_shares(images) == pytest.approx(shares)
+
+
+def test_a_short_run_learns_no_self_conditioning_and_says_so_to_its_network(fresh_run):
+    status, last = finish(start(fresh_run, self_conditioning=-1, masked=-1, train_steps=4))
+    assert status == 0, last
+    about = checkpoint(fresh_run)["about"]
+    assert (about["self_conditioning"], about["masked"]) == (0.0, 0.1)
+    status, last = finish(start(fresh_run, self_conditioning=0.5, resume=True, train_steps=8))
+    assert status == 1 and "trained with another self_conditioning;" in last
+
+
 def test_a_training_can_start_from_trained_weights(fresh_run):
     status, last = finish(start(fresh_run, start_from="none.safetensors"))
     assert status == 1 and "MusicError: none.safetensors: no such file" in last
@@ -266,12 +355,8 @@ def test_styles_are_learned_together(trained, fresh_run):
 @pytest.mark.parametrize("styles", ["one", "one=RUN", "one=RUN:x", "one=RUN:6",
                                     "one=RUN:7, two=RUN:0", "one=RUN:8, two=RUN:-1"])
 def test_styles_that_fill_no_batch_are_refused_in_one_line(fresh_run, styles):
-    found = {"files": files, "Path": Path, "batch_size": 7, "images": fresh_run}
-    (cell,) = (cell.source for cell in nbformat.read(NOTEBOOK, 4).cells
-               if cell.source.startswith("def sources_of"))
-    exec(cell, found)
     with pytest.raises(MusicError, match=r"write name=run_dir:images.* 7 images in all") as error:
-        found["sources_of"](styles.replace("RUN", str(fresh_run)))
+        training.sources_of(styles.replace("RUN", str(fresh_run)), fresh_run, 7)
     assert "\n" not in str(error.value)
 
 
@@ -297,7 +382,8 @@ def test_a_compiled_network_learns_the_same(trained, fresh_run):
 
 @pytest.mark.parametrize(("name", "said"), [
     ("another size", "another size"), ("another batch size", "another batch_size"),
-    ("another transpose", "another transpose"),
+    ("another transpose", "another transpose"), ("another share", "another masked"),
+    ("no share of one", "masked is 1.5; choose 0 to 1"),
     ("enormous guidance", "configuration"), ("no share", "choose a multiple"),
     ("other pictures", "another mean, pictures, std"), ("fewer steps", "train_steps of 24 or more"),
     ("half a file", "damaged"), ("text", "damaged"),
@@ -311,6 +397,10 @@ def test_what_does_not_fit_is_refused_in_one_line(trained, fresh_run, name, said
         given["batch_size"] = 3
     elif name == "another transpose":
         given["transpose"] = 3
+    elif name == "another share":
+        given["masked"] = 0.1
+    elif name == "no share of one":
+        given["masked"] = 1.5
     elif name == "enormous guidance":
         given["guidance"] = 1e9
     elif name == "no share":

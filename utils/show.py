@@ -5,12 +5,14 @@
 
 import base64
 import html
+import inspect
 import io
 import itertools
 import json
 import re
 import string
 import tempfile
+import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -18,7 +20,7 @@ import matplotlib
 import matplotlib.pyplot as plt
 import numpy as np
 import soundfile
-from IPython.display import HTML, Image, display
+from IPython.display import HTML, Code, Image, display
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -154,6 +156,50 @@ def show_figure(figure: Figure, alt: str = "") -> None:
     """Show any matplotlib figure as a small PNG, once; `alt` says in words what it shows."""
     plt.close(figure)  # or the notebook would show it again, larger
     display(Image(png_of(figure), alt=alt))
+
+
+def source(*things: object) -> Code:
+    """The code that runs, of functions, methods or classes, as Python shows it: never a copy."""
+    parts = [textwrap.dedent(inspect.getsource(thing)).rstrip() for thing in things]
+    return Code("\n\n\n".join(parts) + "\n", language="python")
+
+
+def denoiser_figure(widths: Sequence[int], rows: int, columns: int = 32) -> Figure:
+    """The denoiser of notebook 02 with one block per width: `widths` channels, coarser downwards;
+    `rows` × `columns` positions at the finest size. Each box says its output, channels × size."""
+    size = [f"{w} × {rows >> i} × {columns >> i}" for i, w in enumerate(widths)]
+    last = len(widths) - 1
+    boxes = [("input planes", f"7 × {12 * rows} × {4 * columns}", 0, "0.9"),
+             ("space-to-depth", f"336 × {rows} × {columns}", 0, "0.9"),
+             ("1×1 conv + place", size[0], 0, "lightblue")]
+    for i in range(len(widths)):
+        boxes += [("stride-2 conv", size[i], i, "lightblue")] if i else []
+        boxes.append(("residual", size[i], i, "orange"))
+    boxes += [("residual", size[-1], last, "orange"), ("attention", size[-1], last, "lightgreen")]
+    for i in range(last, -1, -1):
+        boxes.append(("residual", size[i], i, "orange"))
+        boxes += [("transposed conv", size[i - 1], i - 1, "lightblue")] if i else []
+    boxes += [("attention", size[0], 0, "lightgreen"), ("1×1 conv", f"144 × {rows} × {columns}", 0,
+              "lightblue"), ("depth-to-space", f"3 × {12 * rows} × {4 * columns}", 0, "0.9")]
+    figure = Figure(figsize=(10.5, 1.5 + 1.1 * len(widths)), layout="constrained")
+    axis = figure.subplots()
+    for x, (name, shape, level, color) in enumerate(boxes):
+        axis.text(x, -level, f"{name}\n{shape}", rotation=90, ha="center", va="center", fontsize=8,
+                  bbox={"boxstyle": "round,pad=0.3", "facecolor": color, "edgecolor": "0.4"})
+        if x:
+            axis.annotate("", (x - 0.3, -level), (x - 0.7, -boxes[x - 1][2]),
+                          arrowprops={"arrowstyle": "->"})
+    residual = [x for x, box in enumerate(boxes) if box[0] == "residual"]
+    for i in range(len(widths)):
+        start, end = residual[i], residual[-1 - i]
+        axis.annotate("", (end, 0.48 - i), (start, 0.48 - i), arrowprops={
+            "arrowstyle": "->", "linestyle": "--", "connectionstyle": "arc3,rad=-0.06"})
+        axis.text((start + end) / 2, 0.6 - i, "skip: added", ha="center", fontsize=7)
+    axis.text(residual[0], -last - 0.1, "orange: scaled and shifted\nby noise level and labels",
+              ha="right", va="center", fontsize=7)
+    axis.set(xlim=(-0.6, len(boxes) - 0.4), ylim=(-last - 0.6, 0.85))
+    axis.set_axis_off()
+    return figure
 
 
 # ---------------------------------------------------------------- listen

@@ -48,6 +48,7 @@ class Config:
     of the kinds of music it learned, the usual one first; `guidance` is that of `diffusion.guided`.
     `active_counts` and `onset_counts` say, for some of its training images, how many pixels are
     active and how many are onsets; a new piece aims at one of these pairs.
+    Without `self_conditioning` it never learned to use an earlier prediction, and ignores it.
     """
 
     widths: tuple[int, ...] = (96, 192)
@@ -65,6 +66,7 @@ class Config:
     guidance: float = 1.2
     active_counts: tuple[int, ...] = ()
     onset_counts: tuple[int, ...] = ()
+    self_conditioning: bool = True
 
     def __post_init__(self) -> None:
         numbers = [*self.mean, *self.std, self.onset_mean, self.onset_std, self.noise_shift,
@@ -77,6 +79,7 @@ class Config:
             and all(0 < m < 1 for m in (*self.mean, self.onset_mean))
             and all(s > 0 for s in (*self.std, self.onset_std))
             and self.transpose in range(64) and len(self.styles) < 1000
+            and isinstance(self.self_conditioning, bool)
             and all(isinstance(style, str) and style for style in self.styles)
             and len(self.active_counts) == len(self.onset_counts) <= COUNTED
             and all(0 < onsets <= active <= 128 * 128 for active, onsets in
@@ -268,7 +271,8 @@ class UNet(nn.Module):
             evidence = torch.where(known, certain, evidence)
             velocity = torch.where(known, planes[:, 1:], velocity)
             mask = known.to(x_t.dtype).expand_as(mask)
-        x_0_hat = torch.zeros_like(x_t) if x_0_hat is None else x_0_hat
+        if x_0_hat is None or not self.config.self_conditioning:
+            x_0_hat = torch.zeros_like(x_t)
         seen = torch.cat([x_t, 2 * torch.sigmoid(evidence), 2 * x_0_hat, mask], dim=1)
         change = self.context(seen, self.embed(log_snr, style, shift)).float()
         if known is not None:
