@@ -116,7 +116,7 @@ def test_07_says_who_is_closest_and_where_the_others_fall_short(report):
     notebook, rows = report
     text = said(notebook)
     assert re.search(r"equally-loud:\n  velocity spread too low: [01]\.", text)
-    assert re.search(r"copied: .*\n  But 100% of its pictures", text)
+    assert re.search(r"copied: .*\n  But 100% of its images", text)
     nearest = min(("equally-loud", "shuffled", "copied"), key=lambda n: float(rows[n]["frechet"]))
     assert f"Closest to real music: {nearest}" in text
     assert "\nshuffled: " in text
