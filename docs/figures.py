@@ -1,5 +1,7 @@
 """Make what the README shows, from what runs left: python docs/figures.py [MUSIC TRAINED ...]
 
+`python docs/figures.py diagrams` draws the two diagrams alone, which need no run.
+
 MUSIC (runs/music) is a run of 04, 05, 06 and, with `-p 08.mode infill`, 08: three images of each
 model, their sound, and a piece with new bars. The film of the denoising is made from the weights in
 data/models, that of the GAN comes from the run that TRAINED it, where it is given.
@@ -9,8 +11,10 @@ import shutil
 import sys
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import soundfile
+from matplotlib.axes import Axes
 from PIL import Image
 
 ROOT = Path(__file__).parent.parent
@@ -20,6 +24,32 @@ from utils import diffusion, pianoroll, show, unet
 
 FILMS = ("latent_walk.gif",)
 SHOWN = 3
+FILE, NOTEBOOK = "#f1ece2", "#cfe3f5"  # fills of the boxes in the diagram of the chain
+BOXES = {  # name: centre x, centre y, text, fill
+    "midi in": (0, 2, "MIDI files", FILE),
+    "01": (1.5, 2, "01\nMIDI to image", NOTEBOOK),
+    "images": (3, 2, "piano-roll\nimages", FILE),
+    "02": (4.5, 3, "02\ntrain diffusion\n(PyTorch)", NOTEBOOK),
+    "03": (4.5, 1, "03\ntrain GAN\n(TensorFlow)", NOTEBOOK),
+    "models": (6, 2, "trained\nmodels", FILE),
+    "04": (7.5, 2, "04\ngenerate", NOTEBOOK),
+    "samples": (9, 2, "new images", FILE),
+    "05": (10.5, 2, "05\nimage to MIDI", NOTEBOOK),
+    "midi out": (12, 2, "MIDI files", FILE),
+    "06": (13.5, 2, "06\nMIDI to sound", NOTEBOOK),
+    "sound": (15, 2, "WAV files,\ngallery page", FILE),
+    "07": (9, 0.35, "07\nevaluate", NOTEBOOK),
+    "report": (10.5, 0.35, "report", FILE),
+    "08": (9, 3.75, "08  complete\nyour MIDI file", NOTEBOOK),
+    "09": (9, 3, "09  complete\nyour drawing", NOTEBOOK),
+}
+ARROWS = ("midi_in>01 01>images images>02 images>03 02>models 03>models models>04 04>samples "
+          "samples>05 05>midi_out midi_out>06 06>sound samples>07 07>report models>08 models>09 "
+          "08>midi_out 09>midi_out images>07")
+BENDS = {"images>07": "angle,angleA=-90,angleB=180,rad=6",
+         "models>08": "angle,angleA=90,angleB=180,rad=6",
+         "08>midi_out": "angle,angleA=0,angleB=90,rad=6",
+         "09>midi_out": "angle,angleA=0,angleB=90,rad=6"}
 
 
 def draw(run: Path, name: str) -> Path:
@@ -68,7 +98,77 @@ def denoising_film() -> Path:
     return path
 
 
+def chain_diagram() -> Path:
+    """Every notebook's place in the chain: what it reads and what it writes."""
+    figure, axes = plt.subplots(figsize=(12.8, 3.3), layout="constrained")
+    axes.set(xlim=(-0.7, 15.7), ylim=(-0.1, 4.25))
+    axes.set_axis_off()
+    boxes = {}
+    for name, (x, y, text, fill) in BOXES.items():
+        boxes[name.replace(" ", "_")] = axes.text(
+            x, y, text, ha="center", va="center", fontsize=8.5, linespacing=1.25, bbox={
+                "boxstyle": "round,pad=0.45", "facecolor": fill, "edgecolor": "#777777"})
+    figure.canvas.draw()  # only now do the boxes have a size
+    for arrow in ARROWS.split():
+        begin, end = (boxes[name] for name in arrow.split(">"))
+        axes.annotate("", end.get_position(), begin.get_position(), zorder=0, arrowprops={
+            "arrowstyle": "-|>", "color": "#555555", "patchA": begin.get_bbox_patch(),
+            "patchB": end.get_bbox_patch(), "shrinkA": 2, "shrinkB": 2,
+            "connectionstyle": BENDS.get(arrow, "arc3")})
+    return save_diagram(figure, "chain")
+
+
+def format_diagram() -> Path:
+    """Three notes as the numbers of an image, and the same image in colour."""
+    # start, length, pitch, velocity
+    notes = np.array([[1, 4, 64, 80], [5, 2, 64, 100], [3, 6, 60, 60]])
+    roll = pianoroll.paint(notes, 8, 12, lowest_pitch=58)
+    figure, axes = plt.subplots(figsize=(9.6, 3.4), layout="constrained")
+    axes.imshow(show.COLORS(roll), origin="lower", aspect="auto")
+    for row, column in np.argwhere(roll >= 0):
+        value = int(roll[row, column])
+        axes.text(column, row, value, ha="center", va="center", fontsize=9,
+                  color="black" if value > 128 else "#dddddd" if value else "#666666")
+    axes.set_xticks(range(12), [str(step) for step in range(12)])
+    axes.set_yticks(range(8), [f"row {row}: pitch {58 + row}" for row in range(8)])
+    axes.set_xticks(np.arange(12) - 0.5, minor=True)
+    axes.set_yticks(np.arange(8) - 0.5, minor=True)
+    axes.grid(which="minor", color="#444444", linewidth=0.6)
+    axes.tick_params(which="both", length=0, labelsize=9)
+    axes.set_xlabel("column: one step of the beat grid, a sixteenth note")
+    for point, place, text in (((1, 6), (-0.3, 7.0), "208 = 128 + velocity 80: an onset"),
+                               ((5, 6), (5.8, 7.0), "228: a new onset ends the note before it"),
+                               ((7, 2), (8.4, 3.6), "64: the note is sustained"),
+                               ((9, 2), (9.6, 0.6), "0: silence")):
+        callout(axes, point, place, text)
+    return save_diagram(figure, "picture_format")
+
+
+def callout(axes: Axes, point: tuple[float, float], place: tuple[float, float], text: str) -> None:
+    """A line of white text at `place`, with an arrow to `point`."""
+    axes.annotate(text, point, place, color="white", fontsize=9, va="center", bbox={
+        "facecolor": "#222222", "edgecolor": "none", "pad": 2}, arrowprops={
+        "arrowstyle": "->", "color": "white", "shrinkB": 9})
+
+
+def save_diagram(figure: plt.Figure, name: str) -> Path:
+    """The figure as a small PNG below docs."""
+    plt.close(figure)
+    path = ROOT / "docs" / f"{name}.png"
+    path.write_bytes(show.png_of(figure))
+    return path
+
+
 def main(music: str = "runs/music", *trained: str) -> None:
+    made = [chain_diagram(), format_diagram()]
+    if music != "diagrams":
+        made += from_runs(music, *trained)
+    for path in made:
+        print(f"{path.relative_to(ROOT).as_posix()}: {path.stat().st_size / 1000:.0f} kB")
+
+
+def from_runs(music: str, *trained: str) -> list[Path]:
+    """What the README shows of the models: films, samples and their sound."""
     made = [denoising_film()]
     for name in ("diffusion", "gan"):
         made += [draw(Path(music), name), *record(Path(music), name)]
@@ -78,8 +178,7 @@ def main(music: str = "runs/music", *trained: str) -> None:
         for film in FILMS:
             if (Path(folder) / "figures" / film).is_file():
                 made.append(Path(shutil.copy(Path(folder) / "figures" / film, ROOT / "docs")))
-    for path in made:
-        print(f"{path.relative_to(ROOT).as_posix()}: {path.stat().st_size / 1000:.0f} kB")
+    return made
 
 
 if __name__ == "__main__":

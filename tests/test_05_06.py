@@ -1,6 +1,9 @@
 """Notebooks 05 and 06 on folders with good, bad and hostile files, run with papermill."""
 
+import base64
 import csv
+import io
+import re
 import shutil
 from pathlib import Path
 
@@ -114,6 +117,40 @@ def test_again_gives_the_same_bytes(run, tmp_path):
     execute("05_img2midi", tmp_path, cwd=ROOT / "notebooks", run_dir=str(run))
     after = {path: path.read_bytes() for path in (run / "midi").rglob("*") if path.is_file()}
     assert before == after
+
+
+@pytest.fixture(scope="module")
+def flipped(tmp_path_factory) -> Path:
+    """A rising line as a drawing program shows it, the same with facts, then 05 with flip, and 06.
+    """
+    run_dir = tmp_path_factory.mktemp("flipped")
+    rising = np.zeros((128, 128), np.uint8)
+    for i in range(20):
+        rising[67 - i, 6 * i : 6 * i + 4] = 255  # row 0 is at the top
+    (run_dir / "samples").mkdir()
+    Image.fromarray(rising).save(run_dir / "samples" / "drawn.png")
+    pianoroll.save_png(picture(pianoroll.DIFFUSION, 1), run_dir / "samples" / "ours.png")
+    execute("05_img2midi", run_dir, run_dir=str(run_dir), flip=True)
+    execute("06_midi2wav", run_dir, run_dir=str(run_dir))
+    return run_dir
+
+
+def test_a_line_that_was_drawn_rising_rises_with_flip(flipped):
+    notes = pianoroll.notes_of(pianoroll.read_midi(flipped / "midi" / "drawn.mid"))
+    assert notes[np.argsort(notes[:, 0]), 2].tolist() == list(range(60, 80))
+
+
+def test_flip_leaves_an_image_with_facts_as_it_is(flipped):
+    notes = pianoroll.notes_of(pianoroll.read_midi(flipped / "midi" / "ours.mid"))
+    assert np.array_equal(notes, pianoroll.notes_of(picture(pianoroll.DIFFUSION, 1)))
+
+
+def test_the_gallery_shows_a_flipped_image_as_it_is_heard(flipped):
+    page = (flipped / "gallery.html").read_text(encoding="utf-8")
+    png = re.search(r'base64,([^"]+)" alt="Piano roll of drawn"', page)[1]
+    with Image.open(io.BytesIO(base64.b64decode(png))) as image:
+        row, column = np.nonzero(np.asarray(image))
+    assert row[column.argmin()] > row[column.argmax()], "low notes are at the bottom"
 
 
 @pytest.fixture(scope="module")

@@ -49,7 +49,7 @@ def refused(name, folder, **parameters):
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """A run with the pictures of a few pieces."""
+    """A run with the images of a few pieces."""
     folder = tmp_path_factory.mktemp("run")
     corpus.convert("builtin", folder, max_files=PIECES, jobs=1)
     return folder
@@ -57,7 +57,7 @@ def images(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """An untrained network that paints more than silence."""
+    """An untrained network that generates more than silence."""
     folder = tmp_path_factory.mktemp("models")
     levels = pianoroll.paint(np.array([[0, 4, 60, 80], [8, 4, 64, 90]]), 128, 128)[None]
     network = unet.new(levels, "tiny")
@@ -116,7 +116,7 @@ def test_07_says_who_is_closest_and_where_the_others_fall_short(report):
     notebook, rows = report
     text = said(notebook)
     assert re.search(r"equally-loud:\n  velocity spread too low: [01]\.", text)
-    assert re.search(r"copied: .*\n  But 100% of its pictures", text)
+    assert re.search(r"copied: .*\n  But 100% of its images", text)
     nearest = min(("equally-loud", "shuffled", "copied"), key=lambda n: float(rows[n]["frechet"]))
     assert f"Closest to real music: {nearest}" in text
     assert "\nshuffled: " in text
@@ -126,7 +126,7 @@ def test_07_says_who_is_closest_and_where_the_others_fall_short(report):
 def test_07_finds_the_copies(report):
     _, rows = report
     assert float(rows["copied"]["memorised_share"]) == 1
-    assert float(rows["copied"]["likeness"]) == pytest.approx(1)
+    assert float(rows["copied"]["similarity"]) == pytest.approx(1)
     assert float(rows["equally-loud"]["memorised_share"]) <= 0.25
 
 
@@ -146,7 +146,7 @@ def test_07_works_with_two_pictures_and_finds_copies_with_nothing_held_out(held_
     text = said(run("07", tmp_path, run_dir=str(tmp_path), sample_dir=str(samples)))
     assert "with caution" in text and "equally-loud: nothing clear." in text
     assert ("stand in for new music" in text) != held_out
-    assert re.search(r"copied: likeness 1.00, .*; 100% copied", text)
+    assert re.search(r"copied: similarity 1.00, .*; 100% copied", text)
 
 
 def test_07_says_that_the_models_know_other_pictures(models, tmp_path):
@@ -155,12 +155,32 @@ def test_07_says_that_the_models_know_other_pictures(models, tmp_path):
               pictures=999)
     blank = pianoroll.Picture(np.zeros((128, 128), np.uint8))
     pianoroll.save_png(blank, tmp_path / "samples" / "diffusion" / "0.png")  # by another model
-    files.write_json(tmp_path / "samples" / "painted_by.json", {"diffusion": "other.safetensors"})
+    files.write_json(tmp_path / "samples" / "generated_by.json", {"diffusion": "other.safetensors"})
     text = said(run("07", tmp_path, run_dir=str(tmp_path), model_dir=str(tmp_path), count=2,
                     max_pictures=5))
-    assert f"0 pictures in {tmp_path.as_posix()}/samples, 2 painted" in text
-    assert re.search(r"learned from 999 pictures, \S+ holds (\d+): copies of other", text)
-    assert re.search(r": 5 of \d+ training pictures", text)
+    assert f"the 1 images in {tmp_path.as_posix()}/samples are by other.safetensors: they" in text
+    assert "diffusion: 0 images from notebook 04, 2 generated now" in text
+    assert re.search(r"learned from 999 images, \S+ holds (\d+): copies of other", text)
+    assert re.search(r": 5 of \d+ training images", text)
+
+
+def test_07_says_how_long_a_model_was_trained_and_compares_the_shipped_one(models, tmp_path):
+    corpus.convert("builtin", tmp_path, max_files=12, jobs=1)
+    unet.save(unet.load(models / "diffusion.safetensors"), tmp_path / "models" /
+              "diffusion.safetensors", steps=1234)
+    text = said(run("07", tmp_path, run_dir=str(tmp_path), count=2, sampling_steps=2))
+    assert "/models/diffusion.safetensors, trained for 1,234 steps" in text
+    assert "diffusion, shipped: data/models/diffusion.safetensors, trained for 13,984" in text
+    with (tmp_path / "report" / "metrics.csv").open(encoding="utf-8", newline="") as table:
+        assert {"diffusion", "diffusion, shipped"} < {row["set"] for row in csv.DictReader(table)}
+
+
+def test_07_compares_no_shipped_gan_with_music_that_it_did_not_learn(tmp_path):
+    corpus.convert("builtin", tmp_path, max_files=12, jobs=1)
+    text = said(run("07", tmp_path, run_dir=str(tmp_path), count=2, sampling_steps=2))
+    assert "gan: the shipped one learned MAESTRO" in text and "data/models/README.md" in text
+    assert "diffusion: data/models/diffusion.safetensors" in text
+    assert "gan: 0 images" not in text
 
 
 def test_07_refuses_in_one_line(images, tmp_path):
@@ -199,6 +219,16 @@ def test_08_writes_midi_picture_and_sound(mode, models, tmp_path):
         width = before.shape[1]
         changed = (before != after[:, :width]).any(axis=0)
         assert changed.sum() <= 32 and after.shape[1] >= width
+
+
+def test_08_shows_its_examples_only_where_no_file_is_given(models, tmp_path):
+    lesson, own = (
+        said(run("08", tmp_path, run_dir=str(tmp_path), model_dir=str(models), midi_file=midi,
+                 **QUICK)) for midi in ("", str(PIECE)))
+    rows = re.findall(r"^ +(\d\.\d\d) +(\d\.\d\d) +\d", lesson, re.M)
+    assert [weight for weight, _ in rows] == ["1.00", "0.30", "0.06", "0.00"]
+    assert rows[-1][1] == "1.00", "with weight 0 there are chord tones alone"
+    assert "weight" not in own and "the examples are skipped" in own
 
 
 def messages_of(path):
