@@ -47,7 +47,9 @@ export class Random {
 
   /** `torch.rand` */
   uniform(count) {
-    return Float32Array.from({ length: count }, () => this.one());
+    const values = new Float32Array(count);
+    for (let i = 0; i < count; i += 1) values[i] = this.one();
+    return values;
   }
 
   /** `torch.randn`, of a multiple of 16 numbers: Box and Muller's pairs, eight numbers apart. */
@@ -82,10 +84,12 @@ const spacedTimesteps = (steps, count) =>
 function shiftToMean(logits, mean, where) {
   let low = -LOGIT_LIMIT, high = LOGIT_LIMIT;
   const counted = where ? logits.filter((_, i) => where[i]) : logits;
+  const odds = Float64Array.from(counted, (one) => Math.exp(-one)); // against
   for (let i = 0; i < 16; i += 1) {
-    const middle = (low + high) / 2;
-    const found = counted.reduce((sum, one) => sum + sigmoid(one + middle), 0) / counted.length;
-    if (found > mean) high = middle;
+    const middle = (low + high) / 2, factor = Math.exp(-middle);
+    let sum = 0;
+    for (const one of odds) sum += 1 / (1 + one * factor); // sigmoid(logit + middle)
+    if (sum / odds.length > mean) high = middle;
     else low = middle;
   }
   return (low + high) / 2;
