@@ -57,13 +57,13 @@ def halved(network: unet.UNet) -> unet.UNet:
     return rounded
 
 
-def example(seed: int = 0, log_snr: float = -2.0) -> tuple[Tensor, ...]:
+def example(style: int, seed: int = 0, log_snr: float = -2.0) -> tuple[Tensor, ...]:
     """Inputs of one call: noise, some of it known, and labels."""
     random = torch.Generator().manual_seed(seed)
     x_t = torch.randn(1, 2, 128, 128, generator=random)
     x_0_hat, known = torch.rand(1, 2, 128, 128, generator=random), torch.zeros(1, 1, 128, 128)
     known[..., :40] = 1
-    return x_t, torch.tensor([log_snr]), x_0_hat, known, torch.tensor([1]), torch.tensor([0])
+    return x_t, torch.tensor([log_snr]), x_0_hat, known, torch.tensor([style]), torch.tensor([0])
 
 
 def export(network: unet.UNet) -> bytes:
@@ -71,7 +71,7 @@ def export(network: unet.UNet) -> bytes:
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what tracing makes constant is constant
         path = Path(folder, "model.onnx")
-        torch.onnx.export(Call(network).eval(), example(), path, input_names=INPUTS,
+        torch.onnx.export(Call(network).eval(), example(network.style_number()), path, input_names=INPUTS,
                           output_names=OUTPUTS, opset_version=OPSET, dynamo=False)
         model = onnx.load(path)
     exact_alpha_bar(model.graph)
@@ -118,7 +118,7 @@ def differences(model: bytes, network: unet.UNet) -> list[float]:
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     maps, largest = (torch.sigmoid, torch.clone, torch.sigmoid), [0.0] * len(OUTPUTS)
     for seed, log_snr in enumerate(diffusion.log_snr(network.schedule())[[0, 400, 700, 999]]):
-        given = example(seed, log_snr.item())
+        given = example(network.style_number(), seed, log_snr.item())
         found = session.run(OUTPUTS, {name: value.numpy() for name, value in
                                       zip(INPUTS, given, strict=True)})
         with torch.no_grad():
