@@ -70,8 +70,8 @@ def export(network: unet.UNet) -> bytes:
     """A `halved` network as an ONNX model that keeps its large tensors in half precision."""
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what tracing makes constant is constant
-        path = Path(folder, "model.onnx")
-        torch.onnx.export(Call(network).eval(), example(network.style_number()), path, input_names=INPUTS,
+        path, given = Path(folder, "model.onnx"), example(network.style_number())
+        torch.onnx.export(Call(network).eval(), given, path, input_names=INPUTS,
                           output_names=OUTPUTS, opset_version=OPSET, dynamo=False)
         model = onnx.load(path)
     exact_alpha_bar(model.graph)

@@ -202,8 +202,8 @@ def test_the_keyboard_draws_stretches_moves_and_erases(roll):
 def test_every_control_has_a_name(roll):
     nameless = roll.js(
         "return [...document.querySelectorAll('button, input, canvas[tabindex]')]"
-        ".filter(n => !n.hidden && !(n.ariaLabel || n.labels?.[0]?.textContent || n.textContent.trim()))"
-        ".map(n => n.outerHTML)")
+        ".filter(n => !n.hidden && !n.ariaLabel && !n.labels?.[0]?.textContent"
+        " && !n.textContent.trim()).map(n => n.outerHTML)")
     assert nameless == []
 
 
