@@ -79,8 +79,8 @@ function linesOf(signatures, steps) {
   });
 }
 
-function parse(bytes) {
-  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+function parse(given) {
+  const bytes = Uint8Array.from(given), view = new DataView(bytes.buffer);
   if (bytes.length < 14 || text(bytes.subarray(0, 4)) !== "MThd") throw new Error("not MIDI");
   const division = view.getUint16(12);
   if (!division || division > 0x7fff) throw new Error("it counts in seconds, not in beats");

@@ -5,7 +5,7 @@
  */
 
 import { fill } from "./fill.js";
-import { SIZE } from "./pianoroll.js";
+import { PITCHES, SIZE, WIDTH } from "./pianoroll.js";
 
 const CDN = "https://cdn.jsdelivr.net/npm/onnxruntime-web@1.30.0/dist/";
 const ENGINES = { // of ONNX Runtime Web: script and WebAssembly, each with its hash
@@ -65,37 +65,43 @@ async function engineOf([[script, scriptHash], [wasm, wasmHash]]) {
   return ort;
 }
 
+/** Whether WebGPU computes on hardware; its engine needs promises in WebAssembly, too. */
 async function hasWebGpu() {
-  return Boolean("Suspending" in WebAssembly && await navigator.gpu?.requestAdapter());
+  const adapter = "Suspending" in WebAssembly && await navigator.gpu?.requestAdapter();
+  return adapter && !(adapter.info?.isFallbackAdapter ?? adapter.isFallbackAdapter);
 }
 
-/** The network as a function, on WebGPU where there is one, otherwise in WebAssembly. */
-async function networkOf(model, onShare) {
+/** The network on a device, as a function. It has answered once: the first call is slower. */
+async function networkOn(device, bytes, style) {
+  const ort = await engineOf(ENGINES[device]), model = await bytes;
+  const session = await ort.InferenceSession.create(model, { executionProviders: [device],
+    logSeverityLevel: 3 });
+  const label = (value) => new ort.Tensor("int64", [BigInt(value)], [1]);
+  const planes = (values) =>
+    new ort.Tensor("float32", values, [1, values.length / SIZE, PITCHES, WIDTH]);
+  const call = async (x_t, logSnr, x_0_hat, known) => {
+    const found = await session.run({ x_t: planes(x_t), x_0_hat: planes(x_0_hat),
+      known: planes(known), log_snr: new ort.Tensor("float32", [logSnr], [1]),
+      style: label(style), shift: label(0) });
+    return Object.fromEntries(Object.entries(found).map(([name, one]) => [name, one.data]));
+  };
+  const none = new Float32Array(2 * SIZE);
+  const { logits } = await call(none, 0, none, none.subarray(SIZE));
+  if (!logits.every(Number.isFinite)) throw new Error(`the model does not compute on ${device}`);
+  return call;
+}
+
+async function load(tell) {
   if (!WebAssembly.validate(SIMD)) {
     throw new Error("This browser's WebAssembly has no SIMD, which the model needs; a current "
       + "Firefox, Chrome, Edge or Safari has it.");
   }
-  const device = await hasWebGpu().catch(() => false) ? "webgpu" : "wasm";
-  const [ort, bytes] = await Promise.all([engineOf(ENGINES[device]), model(onShare)]);
-  const session = await ort.InferenceSession.create(bytes, { executionProviders: [device] });
-  return async (x_t, logSnr, x_0_hat, known, style) => {
-    const tensor = (values, ...shape) => new ort.Tensor("float32", values, shape);
-    const label = (value) => new ort.Tensor("int64", [BigInt(value)], [1]);
-    const found = await session.run({ x_t: tensor(x_t, 1, 2, 128, 128),
-      log_snr: tensor(Float32Array.of(logSnr), 1), x_0_hat: tensor(x_0_hat, 1, 2, 128, 128),
-      known: tensor(known, 1, 1, 128, 128), style: label(style), shift: label(0) });
-    return Object.fromEntries(Object.entries(found).map(([name, one]) => [name, one.data]));
-  };
-}
-
-async function load(tell) {
   const facts = await (await get("model.json", { cache: "no-cache" })).json();
-  const call = await networkOf((onShare) => modelOf(facts, onShare),
-    (share) => tell({ kind: "loading", share }));
-  const network = (x_t, logSnr, x_0_hat, known) =>
-    call(x_t, logSnr, x_0_hat, known, facts.network.style);
-  const none = () => new Float32Array(2 * SIZE);
-  await network(none(), 0, none(), new Float32Array(SIZE)); // the first call is slower
+  const bytes = modelOf(facts, (share) => tell({ kind: "loading", share }));
+  bytes.catch(() => {}); // whoever waits for them is told
+  const on = (device) => networkOn(device, bytes, facts.network.style);
+  const network = await hasWebGpu().catch(() => false)
+    ? await on("webgpu").catch(() => on("wasm")) : await on("wasm");
   return { network, facts };
 }
 
