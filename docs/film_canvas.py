@@ -26,7 +26,8 @@ PHRASE = [(0, 4, 64), (4, 4, 67), (8, 6, 72), (14, 2, 71), (16, 4, 69), (20, 4, 
 BOX = {"begin": 0, "end": 64, "low": 45, "high": 62}
 WIDTH, HEIGHT, COLORS = 860, 560, 64
 SHORT_MS, LONG_MS = 110, 1600
-SEED, TOP = 4, 76  # the highest pitch that is seen
+CHORDS, DENSITY, SEED = "C Am F G", 10, 4
+TOP = 76  # the highest pitch that is seen
 
 
 class Film:
@@ -77,7 +78,7 @@ def answer_of(notes: list[list[int]]) -> dict:
     """What the network predicts step by step for the notes that are drawn, and its last word."""
     network, seen = unet.load(ROOT / "data/models/diffusion.safetensors"), []
     request = {"keep": notes, "vary": [], "selection": BOX, "strength": 1.0, "seed": SEED,
-               "chords": "", "scale": "C major", "density": 0, "left": 0,
+               "chords": CHORDS, "scale": "", "density": DENSITY, "left": 0,
                "lines": list(range(0, 128, 16))}
     last = canvas.fill(network, request, lambda notes, share: notes is None or seen.append(
         {"notes": notes, "share": share}))
@@ -98,6 +99,11 @@ def main() -> None:
         for start, length, pitch in PHRASE:
             film.drag((start, pitch), (start + length - 1, pitch), 2)
         roll.click("select")
+        for name, value in (("maxlength='400'", CHORDS), ("max='32'", DENSITY),
+                            ("max='2147483647'", SEED)):
+            driver.execute_script("const [name, value] = arguments, field = document.querySelector("
+                                  "`input[${name}]`); field.value = value;"
+                                  "field.dispatchEvent(new Event('input'))", name, value)
         film.drag((BOX["begin"], BOX["high"]), (BOX["end"] - 2, BOX["low"]), 5)
         notes = roll.js("return canvas.notes.map(n => [n.start, n.length, n.pitch, n.velocity, 0])")
         driver.execute_script("window.canned = JSON.parse(arguments[0])",

@@ -359,6 +359,20 @@ def test_generating_can_be_stopped_and_the_next_request_is_answered(driver, page
 
 
 @pytest.mark.browser
+def test_the_worker_stops_at_the_next_step(driver, page):
+    answers = driver.execute_async_script("""
+        const [request, done] = arguments, answers = [];
+        const worker = new Worker("/docs/studio/worker.js", { type: "module" });
+        worker.onmessage = ({ data }) => {
+          answers.push(data.text ?? data.kind);
+          if (data.kind === "progress") worker.postMessage({ id: 1, what: "stop" });
+          if (["done", "error"].includes(data.kind)) { worker.terminate(); done(answers); }
+        };
+        worker.postMessage({ id: 1, what: "generate", request });""", REQUEST)
+    assert answers[-1] == "Stopped." and answers.count("progress") <= 2
+
+
+@pytest.mark.browser
 def test_an_error_of_the_worker_is_one_line(driver, page):
     driver.find_element("css selector", "input[maxlength='400']").send_keys("H7")
     page.click("generate")

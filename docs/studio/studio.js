@@ -59,6 +59,7 @@ function notebookAddress() {
     : `../../${NOTEBOOK}`;
 }
 
+let soundUrl = "";
 let ask = null; // the worker is made once the service worker keeps what it loads
 const ready = Promise.race([keepOffline().catch(() => {}),
   new Promise((done) => { setTimeout(done, 3000); })]).then(() => { ask = workerOf(); });
@@ -71,7 +72,12 @@ const host = {
     showError("");
     return answer;
   },
-  play: async (notes, tempo) => ({ url: URL.createObjectURL(await soundOf(notes, tempo)) }),
+  play: async (notes, tempo) => {
+    const sound = await soundOf(notes, tempo);
+    URL.revokeObjectURL(soundUrl);
+    soundUrl = URL.createObjectURL(sound);
+    return { url: soundUrl };
+  },
   save: async (notes, tempo, name) => {
     if (!notes.length) throw new Error("There is nothing to save yet: draw a note.");
     return { name: `${name}.mid`, bytes: write(notes, tempo) };
