@@ -2,9 +2,7 @@
 
 import functools
 import http.server
-import json
 import threading
-import urllib.parse
 
 import pytest
 from browser import Roll, browser, until
@@ -13,6 +11,7 @@ from real_midi import ROOT
 
 pytestmark = pytest.mark.browser
 THREE = [(0, 4, 60, 0, False), (8, 4, 64, 0, False), (16, 8, 67, 0, False)]
+ROWS = [[start, length, pitch, 84, 0] for start, length, pitch, *_ in THREE]
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -33,29 +32,33 @@ def address():
 
 
 @pytest.fixture(scope="module")
-def driver():
+def driver(address):
+    """One browser, and one load of the page, for all tests."""
     with browser() as opened:
+        opened.get(address)
+        until(lambda: opened.execute_script("return Boolean(window.begin)"))
         yield opened
 
 
+def begin(roll, song=None, draft=False):
+    """A fresh canvas with the notes of a song."""
+    roll.driver.execute_script("begin(arguments[0], arguments[1])", song or {}, draft)
+    until(lambda: roll.js("return document.querySelector('.roll-grid').width > 500"))
+
+
 @pytest.fixture
-def roll(driver, address):
+def roll(driver):
     """A fresh, empty canvas; afterwards the console must hold no error."""
-    driver.get(address)
-    driver.execute_script("sessionStorage.clear()")
     fresh = Roll(driver)
-    until(lambda: fresh.js("return canvas && document.querySelector('.roll-grid').width > 500"))
+    begin(fresh)
     yield fresh
     assert fresh.errors() == []
 
 
 @pytest.fixture
 def drawn(roll):
-    """A canvas with three notes, drawn with the mouse."""
-    roll.drag((0, 60), (3, 60))
-    roll.drag((8, 64), (11, 64))
-    roll.drag((16, 67), (23, 67))
-    assert roll.notes() == THREE
+    """A canvas with three notes."""
+    begin(roll, {"notes": ROWS})
     return roll
 
 
@@ -91,7 +94,11 @@ def test_a_note_on_another_ends_it(drawn):
     assert drawn.notes()[1:] == [(16, 4, 67, 0, False), (20, 4, 67, 0, False)]
 
 
-def test_undo_and_redo_give_back_each_state(drawn):
+def test_undo_and_redo_give_back_each_state(roll):
+    drawn = roll
+    for start, length, pitch, *_ in THREE:
+        drawn.drag((start, pitch), (start + length - 1, pitch))
+    assert drawn.notes() == THREE
     drawn.click("undo")
     assert drawn.notes() == THREE[:2]
     drawn.click("undo")
@@ -113,7 +120,7 @@ def test_generate_fills_the_selection_alone_and_can_be_kept_or_rejected(drawn):
     assert all(n[0] >= 32 and n[0] + n[1] <= 64 and n[2] in (58, 70) for n in new)
     assert [note for note in drawn.notes() if not note[4]] == THREE
     (request,) = drawn.js("return asked")
-    assert [row[:4] for row in request["keep"]] == [[s, d, p, 84] for s, d, p, *_ in THREE]
+    assert request["keep"] == ROWS
     drawn.click("reject")
     assert drawn.notes() == THREE
     drawn.click("undo")
@@ -166,7 +173,7 @@ def test_play_moves_the_playhead(drawn):
 def test_save_gets_exactly_the_notes_on_the_canvas(drawn):
     drawn.click("save")
     until(lambda: drawn.status().startswith("Saved 3 notes"))
-    assert drawn.js("return saved.notes") == [[s, d, p, 84, 0] for s, d, p, *_ in THREE]
+    assert drawn.js("return saved.notes") == ROWS
 
 
 def test_the_keyboard_draws_stretches_moves_and_erases(roll):
@@ -194,16 +201,16 @@ def test_the_keyboard_draws_stretches_moves_and_erases(roll):
 
 def test_every_control_has_a_name(roll):
     nameless = roll.js(
-        "return [...document.querySelectorAll('button, input:not([hidden]), canvas[tabindex]')]"
-        ".filter(n => !(n.ariaLabel || n.labels?.[0]?.textContent || n.textContent.trim()))"
-        ".map(n => n.outerHTML)")
+        "return [...document.querySelectorAll('button, input, canvas[tabindex]')]"
+        ".filter(n => !n.hidden && !n.ariaLabel && !n.labels?.[0]?.textContent"
+        " && !n.textContent.trim()).map(n => n.outerHTML)")
     assert nameless == []
 
 
-def test_a_long_song_has_a_strip_and_its_name_stays_text(driver, address, roll):
+def test_a_long_song_has_a_strip_and_its_name_stays_text(roll):
     song = {"notes": [[at, 4, 60, 80, 0] for at in range(0, 400, 8)], "steps": 400, "tempo": 90,
             "lines": list(range(0, 400, 16)), "name": "<img src=x onerror=alert(1)>"}
-    driver.get(f"{address}?song={urllib.parse.quote(json.dumps(song))}")
+    begin(roll, song)
     until(lambda: roll.js("return !document.querySelector('.roll-strip').hidden"))
     roll.js("document.querySelector('.roll-strip').dispatchEvent("
             "new KeyboardEvent('keydown', {key: 'PageDown', bubbles: true}))")
@@ -216,11 +223,54 @@ def test_a_long_song_has_a_strip_and_its_name_stays_text(driver, address, roll):
     assert roll.js("return document.querySelectorAll('.roll-root img').length") == 0
 
 
-def test_a_draft_can_be_brought_back_after_a_reload(drawn):
-    drawn.driver.refresh()
-    until(lambda: drawn.js("return canvas && canvas.notes.length === 0"))
-    drawn.click("draft")
+def test_a_draft_can_be_brought_back_after_a_reload(roll):
+    roll.drag((4, 60))
+    begin(roll, draft=True)
+    assert roll.notes() == []
+    roll.click("draft")
+    assert roll.notes() == [(4, 4, 60, 0, False)]
+
+
+def touch(roll, *fingers):
+    """Fingers that touch the grid one after another and move together: (column, pitch) each."""
+    from selenium.webdriver.common.actions.action_builder import ActionBuilder
+    from selenium.webdriver.common.actions.pointer_input import PointerInput
+
+    builder = ActionBuilder(roll.driver, mouse=PointerInput("touch", "finger 0"), duration=5)
+    inputs = [builder.pointer_inputs[0]]
+    inputs += [builder.add_pointer_input("touch", f"finger {i}") for i in range(1, len(fingers))]
+    places = [[roll.js("const p = canvas.place(...arguments); return [p.x, p.y]", *cell)
+               for cell in cells] for cells in fingers]
+    for number, (finger, cells) in enumerate(zip(inputs, places, strict=True)):
+        for other in inputs[:number] + inputs[number + 1 :]:
+            other.create_pause(0)
+            other.create_pause(0)
+        finger.create_pointer_move(duration=0, x=round(cells[0][0]), y=round(cells[0][1]))
+        finger.create_pointer_down(button=0)
+    for step in range(1, max(map(len, places))):
+        for finger, cells in zip(inputs, places, strict=True):
+            finger.create_pointer_move(duration=5, x=round(cells[step][0]), y=round(cells[step][1]))
+    for finger in inputs:
+        finger.create_pointer_up(button=0)
+    builder.perform()
+
+
+def test_a_finger_draws_and_selects(roll):
+    touch(roll, [(4, 60), (6, 60), (9, 60)])
+    assert roll.notes() == [(4, 6, 60, 0, False)]
+    roll.click("select")
+    touch(roll, [(32, 60), (62, 66)])
+    assert roll.js("return canvas.selection") == {"begin": 32, "end": 64, "low": 60, "high": 66}
+
+
+def test_two_fingers_move_the_roll_and_draw_nothing(drawn):
+    top = "return document.querySelector('.roll-view').scrollTop"
+    before = drawn.js(top)
+    touch(drawn, [(40, 62), (40, 66), (40, 70)], [(60, 62), (60, 66), (60, 70)])
+    assert drawn.js(top) == pytest.approx(before + 96, abs=3), "eight rows of 12 pixels"
     assert drawn.notes() == THREE
+    drawn.drag((40, 72))
+    assert len(drawn.notes()) == 4, "afterwards one finger, or the mouse, draws again"
 
 
 def test_it_fits_a_narrow_page_in_the_dark(driver, roll):

@@ -19,7 +19,8 @@
  */
 
 const COLUMNS = 128, PITCHES = 128, BEAT = 4; // the model sees 128 sixteenths at once
-const ROW = 12, KEYS = 54, RULER = 26, STRIP = 44, NARROWEST = 4; // pixels; the last: of a column
+const KEYS = 54, RULER = 26, STRIP = 44; // pixels
+const [ROW, NARROWEST] = matchMedia("(pointer: coarse)").matches ? [17, 7] : [12, 4]; // of a cell
 const YOU = 0, MODEL = 1;
 const VELOCITY = 84, USUAL_LENGTH = 4; // of a note that is drawn with one click
 const SILENT_MS = 5000; // after so long without a word the kernel is busy, or gone
@@ -206,10 +207,11 @@ export function createCanvas(el, host, given = {}) {
     make("span", { text: "proposed", className: "roll-new" }));
   const root = make("div", { className: "roll-root", aria: { "data-lm-suppress-shortcuts": "" } },
     make("div", { className: "roll-bar" }, group("Tools", ...tools),
-      group("History", back, again, clear), group("Model", go, vary), group("Sound", playing)),
+      group("History", back, again, clear), group("Model", go, vary), group("Sound", playing),
+      group("Files", loading, saving)),
     make("div", { className: "roll-bar roll-settings" }, field("Seed", seed), dice,
       field("Chords", chords), field("Scale", scale), densityField, strengthField,
-      field("Tempo", tempo), group("Files", loading, saving), file),
+      field("Tempo", tempo), file),
     strip, view, progress,
     make("div", { className: "roll-foot" }, status, draftButton, choice, legend));
   el.append(root);
@@ -568,7 +570,11 @@ export function createCanvas(el, host, given = {}) {
   const nearEnd = (note, x) => end(note) - x < Math.min(note.length * 0.35, 8 / column + 0.3);
 
   grid.addEventListener("pointerdown", (event) => {
-    if (event.button === 1 || drag) return;
+    if (event.button === 1) return;
+    if (drag) {
+      if (event.pointerType === "touch") beginPan(event);
+      return;
+    }
     grid.setPointerCapture(event.pointerId);
     grid.focus({ preventScroll: true });
     cursorShown = false;
@@ -588,8 +594,23 @@ export function createCanvas(el, host, given = {}) {
     if (!drag) {
       const note = tool === "draw" && noteAt(at);
       grid.style.cursor = note ? (nearEnd(note, at.x) ? "ew-resize" : "grab") : "";
-    } else if (event.pointerId === drag.pointer) dragTo(at);
+    } else if (event.pointerId === drag.pointer) {
+      if (drag.kind === "pan") pan(event);
+      else dragTo(at);
+    }
   });
+
+  /** A second finger takes back what the first one began, and moves the roll. */
+  function beginPan({ pointerId, clientX, clientY }) {
+    song = drag.song;
+    drag = { kind: "pan", song, pointer: pointerId, x: clientX, y: clientY };
+    redraw();
+  }
+
+  function pan({ clientX, clientY }) {
+    view.scrollBy(drag.x - clientX, drag.y - clientY);
+    [drag.x, drag.y] = [clientX, clientY];
+  }
 
   function dragTo(at) {
     const { kind, note, song: base } = drag, by = at.column - drag.at.column;

@@ -1,0 +1,189 @@
+/**
+ * From noise to a piano roll: the twin of `utils/diffusion.py`, each function of the one named.
+ * The same seed gives the same music in both: random numbers are those of `torch.Generator`.
+ */
+
+import { ONSET, SIZE, fromPlanes, toPlanes, withoutStraySustains }
+  from "./pianoroll.js";
+
+const SETTLED = 0; // log signal-to-noise ratio from which on the number of notes is decided
+const LOGIT_LIMIT = 30;
+
+const sigmoid = (x) => 1 / (1 + Math.exp(-x));
+const logit = (p) => Math.log(p / (1 - p));
+
+/** The Mersenne Twister (Matsumoto & Nishimura 1998), read as PyTorch reads it on a CPU. */
+export class Random {
+  constructor(seed) {
+    this.state = new Uint32Array(624);
+    this.state[0] = seed;
+    for (let i = 1; i < 624; i += 1) {
+      const before = this.state[i - 1];
+      this.state[i] = Math.imul(1812433253, before ^ (before >>> 30)) + i;
+    }
+    this.next = 624;
+  }
+
+  twist() {
+    const { state } = this;
+    for (let i = 0; i < 624; i += 1) {
+      const bits = (state[i] & 0x80000000) | (state[(i + 1) % 624] & 0x7fffffff);
+      state[i] = state[(i + 397) % 624] ^ (bits >>> 1) ^ (bits & 1 ? 0x9908b0df : 0);
+    }
+    this.next = 0;
+  }
+
+  /** A number in 0…1, of 24 bits. */
+  one() {
+    if (this.next === 624) this.twist();
+    let bits = this.state[this.next];
+    this.next += 1;
+    bits ^= bits >>> 11;
+    bits ^= (bits << 7) & 0x9d2c5680;
+    bits ^= (bits << 15) & 0xefc60000;
+    bits ^= bits >>> 18;
+    return (bits & 0xffffff) / 0x1000000;
+  }
+
+  /** `torch.rand` */
+  uniform(count) {
+    const values = new Float32Array(count);
+    for (let i = 0; i < count; i += 1) values[i] = this.one();
+    return values;
+  }
+
+  /** `torch.randn`, of a multiple of 16 numbers: Box and Muller's pairs, eight numbers apart. */
+  normal(count) {
+    const values = this.uniform(count);
+    for (let begin = 0; begin < count; begin += 16) {
+      for (let i = begin; i < begin + 8; i += 1) {
+        const radius = Math.sqrt(-2 * Math.log(1 - values[i])), angle = 2 * Math.PI * values[i + 8];
+        values[i] = radius * Math.cos(angle);
+        values[i + 8] = radius * Math.sin(angle);
+      }
+    }
+    return values;
+  }
+}
+
+/** alpha_bar of each noise step. `cosine_schedule` */
+export function cosineSchedule(steps, shift) {
+  const f = (t) => Math.cos((t / steps + 0.008) / 1.008 * Math.PI / 2) ** 2;
+  let product = 1;
+  return Array.from({ length: steps }, (_, t) => {
+    product *= 1 - Math.min(1 - f(t + 1) / f(t), 0.999);
+    return sigmoid(logit(product) + shift);
+  });
+}
+
+/** `spaced_timesteps` */
+const spacedTimesteps = (steps, count) =>
+  Array.from({ length: count }, (_, i) => Math.round(steps - i * steps / count) - 1);
+
+/** By how much to move one plane's logits so that their mean probability is `mean`. `with_mean` */
+function shiftToMean(logits, mean, where) {
+  let low = -LOGIT_LIMIT, high = LOGIT_LIMIT;
+  const counted = where ? logits.filter((_, i) => where[i]) : logits;
+  const odds = Float64Array.from(counted, (one) => Math.exp(-one)); // against
+  for (let i = 0; i < 16; i += 1) {
+    const middle = (low + high) / 2, factor = Math.exp(-middle);
+    let sum = 0;
+    for (const one of odds) sum += 1 / (1 + one * factor); // sigmoid(logit + middle)
+    if (sum / odds.length > mean) high = middle;
+    else low = middle;
+  }
+  return (low + high) / 2;
+}
+
+/** Logits moved away from the evidence, as many notes as before. `guided` */
+function guided(logits, evidence, guidance) {
+  if (guidance === 1) return logits;
+  const moved = logits.map((one, i) => evidence[i] + guidance * (one - evidence[i]));
+  for (const plane of [0, 1]) {
+    const before = logits.subarray(plane * SIZE, (plane + 1) * SIZE);
+    const after = moved.subarray(plane * SIZE, (plane + 1) * SIZE);
+    const mean = before.reduce((sum, one) => sum + sigmoid(one), 0) / SIZE;
+    const by = shiftToMean(after, mean);
+    after.forEach((one, i) => { after[i] = one + by; });
+  }
+  return moved;
+}
+
+/** The network's logits with all conditions. `NotePredictor.conditioned` */
+function conditioned({ logits, evidence }, logSnr, { guidance, mask, pitchWeights, onsets }) {
+  const moved = guided(logits, evidence, guidance);
+  const shift = (by) => moved.forEach((one, i) => { // in the mask alone
+    if (mask[i % SIZE]) moved[i] = one + by(i % SIZE);
+  });
+  if (pitchWeights) shift((i) => Math.log(Math.max(pitchWeights[i], 1e-30))); // `weigh_pitches`
+  if (onsets > 0 && logSnr < SETTLED) { // `aim_at_onsets`
+    const share = Math.min(onsets / mask.reduce((sum, one) => sum + one, 0), 0.5);
+    const by = shiftToMean(moved.subarray(SIZE), share, mask);
+    shift(() => by);
+  }
+  return moved;
+}
+
+/** Planes drawn from their probabilities by the same uniform numbers. `draw_notes` */
+function drawNotes(probabilities, velocity, uniform) {
+  const planes = new Float32Array(2 * SIZE);
+  for (let i = 0; i < SIZE; i += 1) {
+    const active = probabilities[i], onset = probabilities[SIZE + i];
+    const number = uniform ? uniform[i] : 0.5; // without any, the likelier value is taken
+    planes[i] = number < Math.max(active, onset) ? 1 : 0;
+    planes[SIZE + i] = number < onset
+      ? Math.min(Math.max(velocity[i], (ONSET + 1) / 255), 1) : 0;
+  }
+  return planes;
+}
+
+/** One step from noise level a_t to a_s, in place. `ddpm_step` */
+function ddpmStep(x_t, x_0, a_t, a_s, noise) {
+  const kept = a_t / a_s;
+  const ofX_0 = Math.sqrt(a_s) * (1 - kept) / (1 - a_t);
+  const ofX_t = Math.sqrt(kept) * (1 - a_s) / (1 - a_t);
+  const ofNoise = Math.sqrt((1 - a_s) / (1 - a_t) * (1 - kept));
+  for (let i = 0; i < x_t.length; i += 1) {
+    x_t[i] = ofX_0 * x_0[i] + ofX_t * x_t[i] + ofNoise * noise[i];
+  }
+}
+
+/**
+ * A new roll: where `mask` is 0, `roll` stays. `generate` and `sample`, with "ddpm" and `exact`.
+ *
+ * `network(x_t, log_snr, x_0_hat, known)` answers { logits, velocity, evidence }; `config` is
+ * model.json's `network`. `pitchWeights` holds 128 × 128 numbers or is null. `watch(step, roll)`
+ * sees each step's prediction and may throw to stop.
+ */
+export async function generate(network, config, { samplingSteps, seed, roll, mask, strength = 1,
+  pitchWeights = null, onsets = 0, watch = async () => {} }) {
+  const random = new Random(seed), alphaBar = cosineSchedule(config.noise_steps, config.noise_shift);
+  const standardise = (planes) => planes.map((one, i) => {
+    const plane = i < SIZE ? 0 : 1;
+    return (one - config.mean[plane]) / config.std[plane];
+  });
+  const skip = samplingSteps - Math.ceil(strength * samplingSteps);
+  const times = spacedTimesteps(config.noise_steps, samplingSteps).slice(skip);
+  if (!times.length) return roll;
+  const clean = standardise(toPlanes(roll)), known = Float32Array.from(mask, (one) => 1 - one);
+  const a = [...times.map((t) => alphaBar[t]), 1];
+  const x_t = random.normal(2 * SIZE);
+  if (skip) { // `q_sample`
+    x_t.forEach((eps, i) => { x_t[i] = Math.sqrt(a[0]) * clean[i] + Math.sqrt(1 - a[0]) * eps; });
+  }
+  let x_0_hat = new Float32Array(2 * SIZE), planes = null;
+  for (const step of times.keys()) {
+    x_t.forEach((_, i) => { if (known[i % SIZE]) x_t[i] = clean[i]; });
+    const logSnr = logit(a[step]);
+    const prediction = await network(x_t, logSnr, x_0_hat, known);
+    const logits = conditioned(prediction, logSnr,
+      { guidance: config.guidance, mask, pitchWeights, onsets });
+    x_0_hat = logits.map(sigmoid);
+    const isLast = step === times.length - 1;
+    planes = drawNotes(x_0_hat, prediction.velocity, isLast ? null : random.uniform(SIZE));
+    await watch(step, fromPlanes(planes));
+    if (!isLast) ddpmStep(x_t, standardise(planes), a[step], a[step + 1], random.normal(2 * SIZE));
+  }
+  const found = fromPlanes(planes);
+  return withoutStraySustains(found.map((level, i) => (mask[i] ? level : roll[i])), mask);
+}

@@ -1,0 +1,441 @@
+"""The page in docs/studio: its model file, and its scripts in a browser, beside their twins."""
+
+import functools
+import hashlib
+import http.server
+import json
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import zlib
+
+import numpy as np
+import pretty_midi
+import pytest
+import torch
+from browser import Roll, browser, until
+
+from real_midi import ROOT
+
+sys.path.insert(0, str(ROOT / "docs"))
+import export_onnx
+
+from utils import canvas, diffusion, harmony, pianoroll, unet
+from utils.files import MusicError
+
+STUDIO, NPM = ROOT / "docs" / "studio", ROOT / "runs" / "npm"
+CDN, PACKAGE = re.search(r'"(https://[^"]*/npm/)(onnxruntime-web@[\d.]+)/dist/"',
+                         (STUDIO / "worker.js").read_text()).groups()
+DIST = NPM / "node_modules" / "onnxruntime-web" / "dist"
+MOTIF = 8  # notes that stand on the page at first
+REQUEST = {"keep": [[0, 4, 60, 80, 0], [40, 8, 64, 90, 0], [-4, 10, 50, 70, 0]], "vary": [],
+           "selection": None, "strength": 1.0, "seed": 1, "chords": "", "scale": "", "density": 0,
+           "left": 0, "lines": list(range(0, 128, 16))}
+
+
+# ---------------------------------------------------------------- the model file
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """An untrained network that generates more than silence, all of its parts at work."""
+    levels = pianoroll.paint(np.array([[0, 4, 60, 80], [8, 4, 64, 90]]), 128, 128)[None]
+    new = unet.new(levels, "tiny")
+    new.prior.fill_(-2)
+    random = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in new.parameters():
+            parameter.add_(0.03 * torch.randn(parameter.shape, generator=random))
+    return new.eval()
+
+
+def exported(network, folder):
+    """A folder with the network's weights and with its model for the page."""
+    unet.save(network, folder / "weights.safetensors")
+    export_onnx.main(folder / "weights.safetensors", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tiny_model(tiny, tmp_path_factory):
+    return exported(tiny, tmp_path_factory.mktemp("tiny"))
+
+
+def test_the_pages_model_is_made_of_the_shipped_weights():
+    remedy = "run: python docs/export_onnx.py"
+    facts = json.loads((STUDIO / "model.json").read_text())
+    model = (STUDIO / "model.onnx").read_bytes()
+    assert facts["weights"] == hashlib.sha256(export_onnx.WEIGHTS.read_bytes()).hexdigest(), remedy
+    assert facts["sha256"] == hashlib.sha256(model).hexdigest(), remedy
+
+
+def test_the_exported_model_predicts_what_the_rounded_network_does(tiny, tiny_model):
+    model = (tiny_model / "model.onnx").read_bytes()
+    assert max(export_onnx.differences(model, export_onnx.halved(tiny))) < 1e-5
+    other = unet.new(pianoroll.paint(np.array([[0, 4, 30, 80]]), 128, 128)[None], "tiny").eval()
+    assert max(export_onnx.differences(model, other)) > 1e-3
+
+
+def test_large_tensors_are_stored_in_half_precision(tiny, tiny_model):
+    size = (tiny_model / "model.onnx").stat().st_size
+    assert size < 2.3 * sum(tensor.numel() for tensor in tiny.state_dict().values()) + 60_000
+
+
+def test_a_model_that_differs_is_not_written(tiny, tmp_path, monkeypatch):
+    unet.save(tiny, tmp_path / "weights.safetensors")
+    monkeypatch.setattr(export_onnx, "differences", lambda *_: [0.0, 0.1, 0.0])
+    with pytest.raises(MusicError, match=r"weights\.safetensors: .* differs from PyTorch's"):
+        export_onnx.main(tmp_path / "weights.safetensors", tmp_path)
+    assert not (tmp_path / "model.onnx").exists()
+
+
+def test_the_pages_own_scripts_are_small():
+    files = [*STUDIO.glob("*.js"), STUDIO / "index.html", ROOT / "utils" / "canvas.js",
+             ROOT / "utils" / "canvas.css"]
+    assert sum(path.stat().st_size for path in files) < 100_000
+
+
+# ---------------------------------------------------------------- a server and a browser
+
+
+@pytest.fixture(scope="module")
+def engine():
+    """ONNX Runtime Web as the npm registry has it; the test is skipped where there is none."""
+    npm, wasm = shutil.which("npm"), DIST / "ort-wasm-simd-threaded.wasm"
+    if not npm:
+        pytest.skip("npm is not installed: no ONNX Runtime Web for the page")
+    if not wasm.is_file() or f'"version": "{PACKAGE.rpartition("@")[2]}"' not in (
+            DIST.parent / "package.json").read_text():
+        NPM.mkdir(parents=True, exist_ok=True)
+        done = subprocess.run([npm, "install", "--prefix", NPM, "--no-save", "--no-audit",
+                               "--no-fund", "--ignore-scripts", PACKAGE], capture_output=True,
+                              text=True, timeout=300, check=False)
+        if done.returncode:
+            pytest.skip(f"npm could not install {PACKAGE}: {done.stderr.strip()[-200:]}")
+    return DIST
+
+
+class Site(http.server.SimpleHTTPRequestHandler):
+    """The repository's files, and in place of the CDN the files of npm."""
+
+    def log_message(self, *_):
+        pass
+
+    def do_GET(self):
+        name = self.path.split("?")[0].rpartition("/")[2]
+        if self.server.is_down:
+            self.close_connection = True
+        elif name == "worker.js":
+            text = (STUDIO / name).read_text().replace(CDN, "/npm/")
+            self.send_bytes(text.replace(*self.server.broken).encode(), "text/javascript")
+        elif self.path.startswith("/npm/"):
+            kind = "application/wasm" if name.endswith("wasm") else "text/javascript"
+            self.send_bytes((self.server.engine / name).read_bytes(), kind)
+        elif name in ("model.json", "model.onnx"):
+            self.send_bytes((self.server.model / name).read_bytes(), "application/octet-stream")
+        elif name == "empty.html":
+            self.send_bytes(b"<!DOCTYPE html><link rel=icon href=data:,>", "text/html")
+        else:
+            super().do_GET()
+
+    def send_bytes(self, data, kind):
+        self.send_response(200)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+
+@pytest.fixture(scope="module")
+def server(engine, tiny_model):
+    handler = functools.partial(Site, directory=ROOT)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as site:
+        site.engine, site.model, site.is_down, site.broken = engine, tiny_model, False, ("", "")
+        threading.Thread(target=site.serve_forever, daemon=True).start()
+        yield site
+        site.shutdown()
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("downloads")
+    with browser(downloads=folder) as opened:
+        opened.downloads = folder
+        opened.set_script_timeout(120)
+        yield opened
+
+
+@pytest.fixture
+def origin(driver, server):
+    """An empty page of the same server, from which scripts can be called; it loads no model."""
+    driver.get(f"http://127.0.0.1:{server.server_port}/empty.html")
+
+
+@pytest.fixture
+def page(driver, server, origin):
+    """The page, its model loaded; afterwards the console must hold no error."""
+    opened = opened_page(driver, server)
+    until(lambda: driver.execute_script("return document.getElementById('loading').hidden"), 60,
+          "the model is loaded")
+    yield opened
+    assert opened.errors() == []
+
+
+def opened_page(driver, server):
+    """The page with nothing kept from before but what works offline."""
+    driver.execute_script("sessionStorage.clear()")
+    driver.get_log("browser")
+    driver.get(f"http://127.0.0.1:{server.server_port}/docs/studio/")
+    roll = Roll(driver)
+    until(lambda: roll.js("return document.querySelector('.roll-grid').width > 500"), 30)
+    return roll
+
+
+def asked(driver, requests):
+    """What the page's worker answers to requests, a list of rows each."""
+    return driver.execute_async_script("""
+        const [requests, done] = arguments, answers = [];
+        const worker = new Worker("/docs/studio/worker.js", { type: "module" });
+        worker.onmessage = ({ data }) => {
+          if (data.kind === "done") answers.push(data.notes);
+          if (data.kind === "error") answers.push(data.text);
+          if (answers.length === requests.length) { worker.terminate(); done(answers); }
+        };
+        requests.forEach((request, id) => worker.postMessage({ id, what: "generate", request }));
+        """, requests)
+
+
+def called(driver, module, name, *calls):
+    """What a function of a script answers to each list of arguments, or the text of its error."""
+    return driver.execute_async_script("""
+        const [module, name, calls, done] = arguments;
+        import(`/docs/studio/${module}.js`).then((found) => done(calls.map((given) => {
+          try { return found[name](...given); } catch (error) { return error.message; }
+        })));""", module, name, calls)
+
+
+def same_pixels(ours, theirs):
+    """The share of pixels in which two lists of notes are the same roll."""
+    return np.mean(canvas.window_of(ours) == canvas.window_of(theirs))
+
+
+# ---------------------------------------------------------------- the twins
+
+
+CONDITIONS = [
+    {}, {"selection": {"begin": 32, "end": 96, "low": 40, "high": 90}, "density": 12, "seed": 7},
+    {"chords": "C Am F,G C", "scale": "C major", "keep": [], "seed": 2**32 - 1},
+    {"vary": [[at, 4, 60 + at % 12, 80, 1] for at in range(0, 128, 4)], "strength": 0.6,
+     "left": 16, "lines": list(range(0, 400, 12))}]
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("weights", ["tiny", "shipped"])
+def test_the_same_seed_gives_the_same_music_as_in_python(driver, server, origin, tiny, tmp_path,
+                                                         weights, monkeypatch):
+    monkeypatch.setattr(diffusion, "fast_bfloat16", lambda _: False)
+    network = tiny if weights == "tiny" else unet.load(export_onnx.WEIGHTS)
+    if weights == "shipped":
+        monkeypatch.setattr(server, "model", exported(network, tmp_path))
+    requests = [REQUEST | changed for changed in CONDITIONS[: 4 if weights == "tiny" else 2]]
+    for request, theirs in zip(requests, asked(driver, requests), strict=True):
+        ours = canvas.fill(export_onnx.halved(network), request)
+        assert len(ours) > 10 and same_pixels(ours, theirs) >= 0.999, request
+        assert same_pixels(ours, canvas.fill(network, request | {"seed": 5})) < 0.999
+
+
+def outcome(twin, name):
+    """The pitch classes of a chord or scale, or the beginning of the error."""
+    try:
+        return np.flatnonzero(twin(name)).tolist()
+    except MusicError as error:
+        return str(error).replace('"', "'")[:30]
+
+
+@pytest.mark.browser
+def test_chords_and_scales_mean_what_they_mean_in_python(driver, origin, tiny_model):
+    tables = json.loads((tiny_model / "model.json").read_text())["harmony"]
+    chords = [f"{root}{quality}" for root in ("C", "F#", "Bb") for quality in tables["qualities"]]
+    chords += ["Am7", "C/E", "F♯m7/B", "A:min7", "C:maj/3", "D:sus4(b7)", "Dmin7", "N", "H7", "B#"]
+    scales = ["d  Dorian", "Bb", "A harmonic minor", "B-flat", "C nothing"]
+    for function, twin, names in (("chordTones", harmony.chord_tones, chords),
+                                  ("scaleTones", harmony.scale_tones, scales)):
+        found = called(driver, "harmony", function, *([name, tables] for name in names))
+        theirs = [answer[:30] if isinstance(answer, str) else sorted(set(answer))
+                  for answer in found]
+        assert dict(zip(names, theirs, strict=True)) == {n: outcome(twin, n) for n in names}
+
+
+@pytest.mark.browser
+def test_chords_are_spread_over_bars_as_in_python(driver, origin):
+    calls = [("C Am F , G C", [0, 16, 32, 44, 60, 76]), ("C", [-8, 8, 24]), ("C ,", [0, 16])]
+    *theirs, refused = called(driver, "harmony", "chordsByBar", *calls)
+    assert theirs == [[[*pair] for pair in harmony.chords_by_bar(text, np.array(lines))]
+                      for text, lines in calls[:2]]
+    assert refused.startswith("chords 'C ,': write one chord a bar")
+
+
+@pytest.mark.browser
+def test_a_midi_file_is_read_as_in_python(driver, origin, builtin_midi):
+    paths = builtin_midi[:9:2]
+    songs = called(driver, "midi", "read", *(["x.mid", list(path.read_bytes())] for path in paths))
+    for path, theirs in zip(paths, songs, strict=True):
+        ours = canvas.load_song(path)
+        assert sorted(theirs["notes"]) == sorted(ours["notes"]), path.name
+        assert theirs["lines"] == ours["lines"] and theirs["steps"] == ours["steps"], path.name
+        assert theirs["tempo"] == pytest.approx(ours["tempo"], abs=0.06)
+
+
+@pytest.mark.browser
+def test_a_file_that_is_no_piece_is_one_line(driver, origin):
+    head = b"MThd\x00\x00\x00\x06\x00\x00\x00\x01"
+    files = {
+        b"": "not MIDI", head + b"\x01\xe0": "no notes", head + b"\xe7\x28": "counts in seconds",
+        head + b"\x00\x60MTrk\x00\x00\x00\x09\x00\x90": "in the middle of a track",
+        head + b"\x00\x60MTrk\x00\x00\x00\x02\x00\x90": "in the middle of a track",
+        head + b"\x00\x60MTrk\x00\x00\x00\x03\x00\x3c\x50": "a track is damaged",
+        head + b"\x00\x01MTrk\x00\x00\x00\x0d\x00\x90\x3c\x50\xc0\x00\x80\x3c\x00\x00\xff\x2f\x00":
+            "more than the 512"}
+    answers = called(driver, "midi", "read", *(["x.mid", list(data)] for data in files))
+    for answer, message in zip(answers, files.values(), strict=True):
+        assert answer.startswith("x.mid: ") and message in answer and "\n" not in answer
+
+
+# ---------------------------------------------------------------- as a person uses it
+
+
+@pytest.mark.browser
+def test_one_loads_generates_draws_selects_plays_undoes_and_saves(driver, page, builtin_midi):
+    assert len(page.notes()) == MOTIF
+    driver.find_element("css selector", "input[type=file]").send_keys(str(builtin_midi[1]))
+    until(lambda: page.status().startswith(builtin_midi[1].stem), 20, "a file is loaded")
+    page.click("undo")
+    assert len(page.notes()) == MOTIF
+    page.click("clear")
+    page.drag((0, 60), (3, 60))
+    page.drag((8, 64), (11, 64))
+    mine = page.notes()
+    page.click("select")
+    page.drag((32, 56), (62, 72))
+    driver.find_element("css selector", "input[maxlength='400']").send_keys("C Am")
+    page.click("generate")
+    until(lambda: len(page.notes()) > 2, 60, "new notes")
+    new = [note for note in page.notes() if note not in mine]
+    assert set(mine) < set(page.notes())
+    assert all(n[0] >= 32 and n[0] + n[1] <= 64 and 56 <= n[2] <= 72 and n[3] == 1 for n in new)
+    page.click("keep")
+    at = "return +document.querySelector('.roll-playhead').style.transform.slice(11, -3)"
+    page.click("play")
+    first = until(lambda: page.js(at), 30, "it plays")
+    until(lambda: page.js(at) > first + 3, 20, "the playhead moves")
+    page.click("play")
+    page.click("undo")
+    page.click("undo")
+    assert page.notes() == mine
+    page.click("redo")
+    page.click("save")
+    path = driver.downloads / "drawn.mid"
+    until(path.is_file, 20, "it is downloaded")
+    midi = pretty_midi.PrettyMIDI(str(path))
+    step_s = 60 / 120 / 4
+    saved = sorted((round(n.start / step_s), round((n.end - n.start) / step_s), n.pitch)
+                   for n in midi.instruments[0].notes)
+    assert saved == sorted(note[:3] for note in page.notes()) and len(saved) == 2 + len(new)
+    path.unlink()
+
+
+@pytest.mark.browser
+def test_what_is_played_sounds(driver, origin):
+    peak, seconds = driver.execute_async_script("""
+        const done = arguments[0];
+        import("/docs/studio/piano.js").then(async ({ soundOf }) => {
+          const bytes = await (await soundOf([[0, 4, 60, 80], [8, 8, 67, 90]], 120)).arrayBuffer();
+          const samples = new Int16Array(bytes, 44); // of a WAV in stereo
+          done([samples.reduce((most, one) => Math.max(most, Math.abs(one)), 0) / 2 ** 15,
+            samples.length / 2 / 44100]);
+        });""")
+    assert 0.5 < peak < 1 and 2 < seconds < 5
+
+
+@pytest.mark.browser
+def test_generating_can_be_stopped_and_the_next_request_is_answered(driver, page):
+    before = page.notes()
+    page.click("generate")
+    page.click("generate")  # it is called Stop now
+    until(lambda: page.status() == "Stopped.", 20)
+    assert page.notes() == before
+    page.click("generate")
+    until(lambda: len(page.notes()) > len(before), 60, "new notes")
+
+
+@pytest.mark.browser
+def test_the_worker_stops_at_the_next_step(driver, origin):
+    answers = driver.execute_async_script("""
+        const [request, done] = arguments, answers = [];
+        const worker = new Worker("/docs/studio/worker.js", { type: "module" });
+        worker.onmessage = ({ data }) => {
+          answers.push(data.text ?? data.kind);
+          if (data.kind === "progress") worker.postMessage({ id: 1, what: "stop" });
+          if (["done", "error"].includes(data.kind)) { worker.terminate(); done(answers); }
+        };
+        worker.postMessage({ id: 1, what: "generate", request });""", REQUEST)
+    assert answers[-1] == "Stopped." and answers.count("progress") <= 2
+
+
+@pytest.mark.browser
+def test_an_error_of_the_worker_is_one_line(driver, page):
+    driver.find_element("css selector", "input[maxlength='400']").send_keys("H7")
+    page.click("generate")
+    until(lambda: page.status().startswith("chord 'H7' cannot be read"), 20)
+    assert len(page.notes()) == MOTIF
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize(("broken", "message"), [
+    (("model.onnx?", "missing.onnx?"), "missing.onnx did not load (the server answered 404)"),
+    (("sha384-PLWz", "sha384-PLWx"), "ort.wasm.bundle.min.mjs did not load"),
+    (("WebAssembly.validate(SIMD)", "false"), "This browser's WebAssembly has no SIMD")])
+def test_what_cannot_be_loaded_is_one_line_and_drawing_goes_on(driver, server, origin, monkeypatch,
+                                                               broken, message):
+    monkeypatch.setattr(server, "broken", broken)
+    roll = opened_page(driver, server)
+    problem = "return document.getElementById('problem').textContent"
+    until(lambda: driver.execute_script(problem).startswith(message), 30, message)
+    roll.click("generate")
+    until(lambda: roll.status().startswith(message), 30)
+    roll.drag((64, 60), (67, 60))
+    assert (64, 4, 60, 0, False) in roll.notes()
+
+
+@pytest.mark.browser
+def test_after_the_first_visit_it_works_offline(driver, server, page):
+    try:
+        server.is_down = True
+        roll = opened_page(driver, server)
+        roll.click("generate")
+        until(lambda: len(roll.notes()) > MOTIF, 60, "new notes")
+    finally:
+        server.is_down = False
+    driver.get_log("browser")  # what the browser could not fetch anew
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [360, 768, 1280])
+def test_nothing_is_wider_than_the_page(driver, page, width):
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {
+        "width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 700})
+    try:
+        until(lambda: page.js("return document.documentElement.clientWidth") <= width)
+        assert page.js("return document.documentElement.scrollWidth") <= width
+    finally:
+        driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+@pytest.mark.browser
+def test_the_first_visit_takes_less_than_15_mb(engine):
+    sent = [zlib.compress((engine / name).read_bytes(), 6) for name in (
+        "ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")]  # as a server compresses
+    own = sum(path.stat().st_size for path in STUDIO.iterdir())
+    assert sum(map(len, sent)) + own + 60_000 < 15_000_000
