@@ -7,7 +7,8 @@ every combination of a few values, in a folder for each and with one table at th
     python chain.py --run-dir runs/mine --only 04 05 06
     python chain.py --run-dir runs/grid --only 01 02 07 --grid seed=0,1 02.size=tiny,small
 
-Relative paths are taken from the repository root.
+Relative paths are taken from the repository root. `python chain.py complete song.mid` is
+`complete.py`: new bars for a song, in several takes.
 """
 
 import argparse
@@ -31,6 +32,7 @@ ROOT = Path(__file__).parent.resolve()
 PATHS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 NOTEBOOKS = {path.name[:2]: path for path in PATHS}
 CELL_MINUTES = 120  # the most that a cell may take, beyond the minutes that a training was given
+QUIET = ["--IPKernelApp.log_level=40"]  # no warning on how a kernel of our own is reached
 RESULTS = ("set", "frechet", "frechet_error", "overlap", "diversity", "memorised_share")  # of 07
 
 
@@ -124,7 +126,7 @@ def run_chain(run_dir: str | Path, parameters: dict | None = None, only: Iterabl
         try:
             papermill.execute_notebook(
                 path, output, values, cwd=ROOT, progress_bar=False, execution_timeout=limit_s,
-                iopub_timeout=60, stdout_file=sys.stdout if live else None,
+                iopub_timeout=60, extra_arguments=QUIET, stdout_file=sys.stdout if live else None,
                 stderr_file=sys.stderr if live else None)
         except CellTimeoutError:
             raise MusicError(f"{path.stem}: a cell took longer than {(limit_s or 60) / 60:g} "
@@ -216,6 +218,10 @@ def table_of(rows: list[dict[str, object]], columns: list[str]) -> str:
 
 def main() -> int:
     """The exit status: 1 where a run failed, 2 where what was asked for cannot be run."""
+    if sys.argv[1:2] == ["complete"]:
+        import complete  # late: it imports this module
+
+        return complete.main(sys.argv[2:])
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run-dir", default="runs/default", help="where everything goes")
     parser.add_argument("--midi-dir", help="a folder or a collection's name, for notebook 01")
