@@ -14,7 +14,9 @@ Relative paths are taken from the repository root. `python chain.py complete son
 import argparse
 import csv
 import difflib
+import importlib.util
 import itertools
+import os
 import sys
 import time
 from collections.abc import Iterable
@@ -84,6 +86,28 @@ def parameters_of(given: dict[str, object], numbers: list[str]) -> dict[str, dic
     return result
 
 
+def without_tensorflow() -> bool:
+    """Whether TensorFlow is missing: then 03 is left out, and the GAN's part of 04 and 07."""
+    try:
+        return importlib.util.find_spec("tensorflow") is None
+    except (ImportError, ValueError):
+        return True
+
+
+def runnable(numbers: list[str]) -> list[str]:
+    """Those of the notebooks that can run here: without 03 where TensorFlow is missing.
+
+    Raises `MusicError` where 03 is the only one.
+    """
+    if "03" not in numbers or not without_tensorflow():
+        return numbers
+    if numbers == ["03"]:
+        raise MusicError("03 needs TensorFlow: pip install -r requirements.txt, or on a machine "
+                         "with a GPU requirements-gpu-tf.txt")
+    print("TensorFlow is not installed: 03 and the GAN's part of 04 and 07 are skipped", flush=True)
+    return [number for number in numbers if number != "03"]
+
+
 def grid_of(wishes: Iterable[str]) -> list[dict[str, str]]:
     """All combinations of `NAME=VALUE,VALUE…`."""
     values = {}
@@ -105,12 +129,15 @@ def run_chain(run_dir: str | Path, parameters: dict | None = None, only: Iterabl
 
     The executed notebooks are kept in `run_dir/notebooks`. With `live`, their output appears as
     it comes. A run that trains a model also loads models from itself. A cell may take
-    `cell_minutes` (0: any time; None: two hours more than the training was given). Raises
-    `PapermillExecutionError` where a cell fails, `MusicError` where it takes too long or the kernel
-    dies, or for parameters that are not the notebooks' own.
+    `cell_minutes` (0: any time; None: two hours more than the training was given). 03 is left out,
+    with one line, where TensorFlow is missing. Raises `PapermillExecutionError` where a cell fails,
+    `MusicError` where it takes too long or the kernel dies, or for parameters that are not the
+    notebooks' own.
     """
     numbers, run_dir = chosen(only), Path(run_dir).expanduser()
     own = parameters_of(parameters or {}, numbers)
+    numbers = runnable(numbers)
+    os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # leave some to torch
     usual = {"run_dir": str(run_dir)}
     if {"02", "03"} & set(numbers):
         usual["model_dir"] = str(run_dir / "models")

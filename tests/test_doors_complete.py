@@ -60,7 +60,8 @@ def test_takes_differ_where_they_are_new_and_nowhere_else(two_takes):
     folder, _ = two_takes
     song = edit.open_midi(next(folder.glob("*.mid")))
     begin, end = song.bar_lines[[4, 6]]
-    rolls = [edit.open_midi(path).picture.levels for path in sorted((folder / "mine").glob("*.mid"))]
+    paths = sorted((folder / "mine").glob("*.mid"))
+    rolls = [edit.open_midi(path).picture.levels for path in paths]
     assert len(rolls) == 2 and not np.array_equal(rolls[0][:, begin:end], rolls[1][:, begin:end])
     for roll in rolls:
         assert np.array_equal(roll[:, :begin], song.picture.levels[:, :begin])

@@ -1,0 +1,69 @@
+"""What a machine with a GPU meets first: no TensorFlow beside torch, and memory for both."""
+
+import os
+import re
+import subprocess
+import sys
+
+import nbformat
+import pytest
+
+import chain
+from real_midi import ROOT
+from utils.files import MusicError
+
+
+@pytest.fixture
+def without_tensorflow(tmp_path) -> dict[str, str]:
+    """The environment of a Python in which `import tensorflow` fails, kernels too."""
+    hook = tmp_path / "hook"
+    hook.mkdir()
+    (hook / "sitecustomize.py").write_text(
+        "import sys\nsys.modules['tensorflow'] = sys.modules['keras'] = None\n")
+    return os.environ | {"PYTHONPATH": str(hook)}
+
+
+def test_without_tensorflow_03_and_the_gans_part_are_left_out(without_tensorflow, tmp_path):
+    run = tmp_path / "run"
+    done = subprocess.run(
+        [sys.executable, "chain.py", "--run-dir", run, "--only", "03", "04", "07", "-p", "04.count",
+         "2", "-p", "sampling_steps", "2", "-p", "07.count", "2"],
+        cwd=ROOT, env=without_tensorflow, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("03 and the GAN's part of 04 and 07 are skipped") == 1
+    assert sorted(path.name for path in (run / "samples").iterdir() if path.is_dir()) == [
+        "diffusion"]
+    table = (run / "report" / "metrics.csv").read_text("utf-8")
+    assert "\ndiffusion," in table and "\ngan," not in table
+
+
+def test_03_alone_says_what_it_needs(monkeypatch, tmp_path):
+    monkeypatch.setattr(chain, "without_tensorflow", lambda: True)
+    with pytest.raises(MusicError, match=r"03 needs TensorFlow: .*requirements-gpu-tf\.txt"):
+        chain.run_chain(tmp_path, only=["03"], live=False)
+
+
+def test_tensorflow_leaves_gpu_memory_to_torch(monkeypatch, tmp_path):
+    monkeypatch.delenv("TF_FORCE_GPU_ALLOW_GROWTH", raising=False)
+    seen = []
+    monkeypatch.setattr(chain.papermill, "execute_notebook",
+                        lambda *_, **__: seen.append(os.environ["TF_FORCE_GPU_ALLOW_GROWTH"]))
+    chain.run_chain(tmp_path, only=["05"], live=False)
+    assert seen == ["true"]
+
+
+@pytest.mark.parametrize("number", ["04", "07"])
+def test_a_notebook_with_both_frameworks_asks_for_it_before_keras(number):
+    source = "\n".join(cell.source for cell in nbformat.read(chain.NOTEBOOKS[number], 4).cells
+                       if cell.cell_type == "code")
+    assert re.search(r"TF_FORCE_GPU_ALLOW_GROWTH.*\n+\s*import keras", source)
+
+
+@pytest.mark.parametrize("number", chain.NOTEBOOKS)
+def test_papermill_knows_and_explains_every_parameter(number):
+    notebook = nbformat.read(chain.NOTEBOOKS[number], 4)
+    (cell,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ())]
+    lines = [line for line in cell.source.splitlines() if line.strip()]
+    known = chain.papermill.inspect_notebook(chain.NOTEBOOKS[number])
+    assert [line.partition(":")[0] for line in lines] == list(known)
+    assert all(len(facts["help"].split()) >= 3 for facts in known.values())
