@@ -67,3 +67,33 @@ def test_papermill_knows_and_explains_every_parameter(number):
     known = chain.papermill.inspect_notebook(chain.NOTEBOOKS[number])
     assert [line.partition(":")[0] for line in lines] == list(known)
     assert all(len(facts["help"].split()) >= 3 for facts in known.values())
+
+
+def pins(name: str) -> dict[str, str]:
+    """The packages of a requirements file, each with what stands behind its name."""
+    lines = [line.partition("#")[0].strip() for line in (ROOT / name).read_text().splitlines()]
+    return {found[1]: found[2] for line in lines
+            if line and (found := re.fullmatch(r"([\w-]+)(.*)", line))}
+
+
+def test_the_files_for_gpus_pin_what_requirements_txt_pins():
+    everything = pins("requirements.txt")
+    torch, tensorflow = pins("requirements-gpu-torch.txt"), pins("requirements-gpu-tf.txt")
+    assert set(everything) - set(torch) == {"tensorflow", "keras"}
+    assert {"torch", "accelerate", "safetensors"} <= set(everything) - set(tensorflow)
+    assert tensorflow["tensorflow"] == "[and-cuda]" + everything["tensorflow"]
+    for name, pin in (torch | tensorflow).items():
+        assert pin.removeprefix("[and-cuda]") == everything[name], name
+
+
+def test_03_needs_no_torch(tmp_path):
+    """It runs in an environment of its own."""
+    notebook = nbformat.read(chain.NOTEBOOKS["03"], 4)
+    imports = [line for cell in notebook.cells if cell.cell_type == "code"
+               for line in cell.source.splitlines() if re.match("(import|from) ", line)]
+    hidden = ("import sys\nclass Hide:\n    def find_spec(name, *_):\n        if name.split('.')[0] "
+              "in ('torch', 'safetensors', 'accelerate', 'pychord'):\n            raise "
+              "ModuleNotFoundError(name)\nsys.meta_path.insert(0, Hide)\n")
+    done = subprocess.run([sys.executable, "-c", hidden + "\n".join(imports)], cwd=ROOT,
+                          capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
