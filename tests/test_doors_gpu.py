@@ -91,7 +91,8 @@ def test_03_needs_no_torch(tmp_path):
     notebook = nbformat.read(chain.NOTEBOOKS["03"], 4)
     imports = [line for cell in notebook.cells if cell.cell_type == "code"
                for line in cell.source.splitlines() if re.match("(import|from) ", line)]
-    hidden = ("import sys\nclass Hide:\n    def find_spec(name, *_):\n        if name.split('.')[0] "
+    hidden = ("import sys\nclass Hide:\n    def find_spec(name, *_):\n        if "
+              "name.split('.')[0] "
               "in ('torch', 'safetensors', 'accelerate', 'pychord'):\n            raise "
               "ModuleNotFoundError(name)\nsys.meta_path.insert(0, Hide)\n")
     done = subprocess.run([sys.executable, "-c", hidden + "\n".join(imports)], cwd=ROOT,
