@@ -51,10 +51,8 @@ gpu-test: $(READY)  ## the whole chain on a GPU, against stored figures (the scr
 lab: $(READY)  ## open JupyterLab on the notebooks
 	$(PY) -m jupyter lab notebooks/01_midi2img.ipynb
 
-bench: $(READY)  ## measure speed against peers, side by side
-	$(PY) tests/benchmarks/bench_midi.py --all
-	$(PY) tests/benchmarks/bench_memory.py
-	@for name in metrics diffusion gan complete; do echo "== $$name"; $(PY) tests/benchmarks/bench_$$name.py; done
+bench: $(READY)  ## measure speed beside peers, on this machine: runs/bench/bench.md
+	$(PY) tests/benchmarks/bench.py
 
 sweep: $(READY)  ## a small grid of parameters, two runs at a time, with one table at the end
 	$(PY) chain.py --run-dir runs/sweep --only 01 02 07 --grid seed=0,1 02.train_steps=300,600 02.size=tiny,small

@@ -5,6 +5,7 @@ import html.parser
 import pickle
 import re
 import sys
+from pathlib import Path
 
 import keras
 import mido
@@ -14,7 +15,7 @@ import pytest
 
 import chain
 from real_midi import ROOT
-from utils import audio, canvas, corpus, edit, pianoroll, show, unet
+from utils import audio, corpus, pianoroll, show, unet
 from utils.files import MusicError
 
 SCRIPT = "<script>alert(1)</script>"
@@ -88,9 +89,6 @@ def test_a_track_named_as_a_script_shows_as_text(tmp_path):
         assert "<script>alert" not in text
     look = show.figure_of(picture, SCRIPT)
     assert look.axes[0].get_title() == SCRIPT
-    piece = edit.open_midi(path)
-    song = canvas.song_of(piece) if hasattr(canvas, "song_of") else {}
-    assert SCRIPT not in str(song), "the canvas gets numbers alone"
 
 
 def test_the_canvas_writes_no_html_from_text():
@@ -131,8 +129,8 @@ def test_weights_that_are_a_pickle_are_refused_and_not_opened_as_one(tmp_path):
 
 def test_a_generator_with_code_in_it_is_refused(tmp_path):
     harm = tmp_path / "harm"
-    layer = keras.layers.Lambda(lambda x, p=str(harm): (open(p, "w").close(), x)[1],
-                                output_shape=(14,))
+    path = str(harm)
+    layer = keras.layers.Lambda(lambda x: (Path(path).touch(), x)[1], output_shape=(14,))
     keras.Sequential([keras.Input((14,)), layer]).save(tmp_path / "gan_generator.keras")
     harm.unlink(missing_ok=True)
     source = next(cell.source for cell in nbformat.read(chain.NOTEBOOKS["04"], 4).cells
