@@ -10,11 +10,11 @@ endif
 READY := $(VENV)/.ready
 PY    := $(BIN)/python
 
-export TF_CPP_MIN_LOG_LEVEL ?= 2
+export TF_CPP_MIN_LOG_LEVEL ?= 3
 export PYTHONUTF8 := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run music test lint unit notebooks-test gpu-test lab bench sweep refresh clean
+.PHONY: help setup run site music test lint unit notebooks-test gpu-test lab bench sweep refresh clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -28,8 +28,11 @@ $(READY): requirements.txt
 
 setup: $(READY)  ## install everything into .venv (once)
 
-run: $(READY)  ## the whole chain on the built-in corpus: pictures, models, MIDI, sound
+run: $(READY)  ## the whole chain on the built-in corpus: images, models, MIDI, sound
 	$(PY) chain.py --run-dir $(RUN)
+
+site: $(READY)  ## docs/index.html: a gallery of what the trained weights generate
+	$(PY) docs/site_page.py
 
 music: $(READY)  ## new music at once, from the trained weights in data/models
 	$(PY) chain.py --run-dir runs/music --only 04 05 06

@@ -138,6 +138,7 @@ def run_chain(run_dir: str | Path, parameters: dict | None = None, only: Iterabl
     own = parameters_of(parameters or {}, numbers)
     numbers = runnable(numbers)
     os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # leave some to torch
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # "failed call to cuInit": there is no GPU
     usual = {"run_dir": str(run_dir)}
     if {"02", "03"} & set(numbers):
         usual["model_dir"] = str(run_dir / "models")

@@ -43,13 +43,16 @@ def test_03_alone_says_what_it_needs(monkeypatch, tmp_path):
         chain.run_chain(tmp_path, only=["03"], live=False)
 
 
-def test_tensorflow_leaves_gpu_memory_to_torch(monkeypatch, tmp_path):
-    monkeypatch.delenv("TF_FORCE_GPU_ALLOW_GROWTH", raising=False)
+@pytest.mark.parametrize(("name", "value"), [
+    ("TF_FORCE_GPU_ALLOW_GROWTH", "true"), ("TF_CPP_MIN_LOG_LEVEL", "3")])
+def test_tensorflow_leaves_gpu_memory_to_torch_and_is_quiet(name, value, monkeypatch, tmp_path):
+    monkeypatch.delenv(name, raising=False)
     seen = []
     monkeypatch.setattr(chain.papermill, "execute_notebook",
-                        lambda *_, **__: seen.append(os.environ["TF_FORCE_GPU_ALLOW_GROWTH"]))
+                        lambda *_, **__: seen.append(os.environ[name]))
     chain.run_chain(tmp_path, only=["05"], live=False)
-    assert seen == ["true"]
+    monkeypatch.delenv(name)  # as it was before
+    assert seen == [value]
 
 
 @pytest.mark.parametrize("number", ["04", "07"])
