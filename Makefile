@@ -10,11 +10,11 @@ endif
 READY := $(VENV)/.ready
 PY    := $(BIN)/python
 
-export TF_CPP_MIN_LOG_LEVEL ?= 2
+export TF_CPP_MIN_LOG_LEVEL ?= 3
 export PYTHONUTF8 := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run music test lint unit notebooks-test gpu-test lab bench sweep refresh clean
+.PHONY: help setup run site music test lint unit notebooks-test gpu-test lab bench sweep refresh clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -28,8 +28,11 @@ $(READY): requirements.txt
 
 setup: $(READY)  ## install everything into .venv (once)
 
-run: $(READY)  ## the whole chain on the built-in corpus: pictures, models, MIDI, sound
+run: $(READY)  ## the whole chain on the built-in corpus: images, models, MIDI, sound
 	$(PY) chain.py --run-dir $(RUN)
+
+site: $(READY)  ## docs/index.html: a gallery of what the trained weights generate
+	$(PY) docs/site_page.py
 
 music: $(READY)  ## new music at once, from the trained weights in data/models
 	$(PY) chain.py --run-dir runs/music --only 04 05 06
@@ -51,10 +54,8 @@ gpu-test: $(READY)  ## the whole chain on a GPU, against stored figures (the scr
 lab: $(READY)  ## open JupyterLab on the notebooks
 	$(PY) -m jupyter lab notebooks/01_midi2img.ipynb
 
-bench: $(READY)  ## measure speed against peers, side by side
-	$(PY) tests/benchmarks/bench_midi.py --all
-	$(PY) tests/benchmarks/bench_memory.py
-	@for name in metrics diffusion gan complete; do echo "== $$name"; $(PY) tests/benchmarks/bench_$$name.py; done
+bench: $(READY)  ## measure speed beside peers, on this machine: runs/bench/bench.md
+	$(PY) tests/benchmarks/bench.py
 
 sweep: $(READY)  ## a small grid of parameters, two runs at a time, with one table at the end
 	$(PY) chain.py --run-dir runs/sweep --only 01 02 07 --grid seed=0,1 02.train_steps=300,600 02.size=tiny,small

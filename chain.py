@@ -7,13 +7,16 @@ every combination of a few values, in a folder for each and with one table at th
     python chain.py --run-dir runs/mine --only 04 05 06
     python chain.py --run-dir runs/grid --only 01 02 07 --grid seed=0,1 02.size=tiny,small
 
-Relative paths are taken from the repository root.
+Relative paths are taken from the repository root. `python chain.py complete song.mid` is
+`complete.py`: new bars for a song, in several takes.
 """
 
 import argparse
 import csv
 import difflib
+import importlib.util
 import itertools
+import os
 import sys
 import time
 from collections.abc import Iterable
@@ -31,6 +34,7 @@ ROOT = Path(__file__).parent.resolve()
 PATHS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 NOTEBOOKS = {path.name[:2]: path for path in PATHS}
 CELL_MINUTES = 120  # the most that a cell may take, beyond the minutes that a training was given
+QUIET = ["--IPKernelApp.log_level=40"]  # no warning on how a kernel of our own is reached
 RESULTS = ("set", "frechet", "frechet_error", "overlap", "diversity", "memorised_share")  # of 07
 
 
@@ -82,6 +86,28 @@ def parameters_of(given: dict[str, object], numbers: list[str]) -> dict[str, dic
     return result
 
 
+def without_tensorflow() -> bool:
+    """Whether TensorFlow is missing: then 03 is left out, and the GAN's part of 04 and 07."""
+    try:
+        return importlib.util.find_spec("tensorflow") is None
+    except (ImportError, ValueError):
+        return True
+
+
+def runnable(numbers: list[str]) -> list[str]:
+    """Those of the notebooks that can run here: without 03 where TensorFlow is missing.
+
+    Raises `MusicError` where 03 is the only one.
+    """
+    if "03" not in numbers or not without_tensorflow():
+        return numbers
+    if numbers == ["03"]:
+        raise MusicError("03 needs TensorFlow: pip install -r requirements.txt, or on a machine "
+                         "with a GPU requirements-gpu-tf.txt")
+    print("TensorFlow is not installed: 03 and the GAN's part of 04 and 07 are skipped", flush=True)
+    return [number for number in numbers if number != "03"]
+
+
 def grid_of(wishes: Iterable[str]) -> list[dict[str, str]]:
     """All combinations of `NAME=VALUE,VALUE…`."""
     values = {}
@@ -103,12 +129,16 @@ def run_chain(run_dir: str | Path, parameters: dict | None = None, only: Iterabl
 
     The executed notebooks are kept in `run_dir/notebooks`. With `live`, their output appears as
     it comes. A run that trains a model also loads models from itself. A cell may take
-    `cell_minutes` (0: any time; None: two hours more than the training was given). Raises
-    `PapermillExecutionError` where a cell fails, `MusicError` where it takes too long or the kernel
-    dies, or for parameters that are not the notebooks' own.
+    `cell_minutes` (0: any time; None: two hours more than the training was given). 03 is left out,
+    with one line, where TensorFlow is missing. Raises `PapermillExecutionError` where a cell fails,
+    `MusicError` where it takes too long or the kernel dies, or for parameters that are not the
+    notebooks' own.
     """
     numbers, run_dir = chosen(only), Path(run_dir).expanduser()
     own = parameters_of(parameters or {}, numbers)
+    numbers = runnable(numbers)
+    os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # leave some to torch
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # "failed call to cuInit": there is no GPU
     usual = {"run_dir": str(run_dir)}
     if {"02", "03"} & set(numbers):
         usual["model_dir"] = str(run_dir / "models")
@@ -124,7 +154,7 @@ def run_chain(run_dir: str | Path, parameters: dict | None = None, only: Iterabl
         try:
             papermill.execute_notebook(
                 path, output, values, cwd=ROOT, progress_bar=False, execution_timeout=limit_s,
-                iopub_timeout=60, stdout_file=sys.stdout if live else None,
+                iopub_timeout=60, extra_arguments=QUIET, stdout_file=sys.stdout if live else None,
                 stderr_file=sys.stderr if live else None)
         except CellTimeoutError:
             raise MusicError(f"{path.stem}: a cell took longer than {(limit_s or 60) / 60:g} "
@@ -216,6 +246,10 @@ def table_of(rows: list[dict[str, object]], columns: list[str]) -> str:
 
 def main() -> int:
     """The exit status: 1 where a run failed, 2 where what was asked for cannot be run."""
+    if sys.argv[1:2] == ["complete"]:
+        import complete  # late: it imports this module
+
+        return complete.main(sys.argv[2:])
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run-dir", default="runs/default", help="where everything goes")
     parser.add_argument("--midi-dir", help="a folder or a collection's name, for notebook 01")

@@ -1,73 +1,127 @@
 """The whole chain on a GPU, at a real size, against stored figures: `make gpu-test`.
 
-    python tests/gpu_chain.py                compare with tests/gpu_figures.json
-    python tests/gpu_chain.py --store        write that file instead, after a change on purpose
-    python tests/gpu_chain.py --floor RUN    write it from a run with 02's defaults on a CPU
+    python tests/gpu_chain.py            compare with tests/gpu_figures.json
+    python tests/gpu_chain.py --store    write that file instead, after a change on purpose
+    python tests/gpu_chain.py --floor    write it from a short run on this machine's CPU
 
-Notebook 02 trains the base network; 03 trains on the GPU where TensorFlow sees one, else a minute
-on the CPU, and says so. Where only figures of a CPU are stored, they are a floor: the base network,
-with eighty times the pictures, must be no worse. Exit status: 0 all figures are as stored, 1 some
-differ, 2 a notebook failed, 3 there is no GPU, 4 no figures are stored yet.
+Notebook 02 trains the base network for a fixed number of steps; 03 trains on the GPU where
+TensorFlow sees one, else a minute on the CPU; without TensorFlow it is left out. Where only figures
+of a CPU are stored they are a floor: the base network, with a hundred times the images, must be no
+worse. Figures that were made by other code than this are refused. A run that fails is kept, with
+its traceback.
+
+Exit status: 0 all figures are as stored, 1 some differ, 2 a notebook failed, 3 there is no GPU,
+4 no figures of this code are stored.
 """
 
 import argparse
+import ast
 import csv
+import hashlib
 import json
+import os
+import platform
+import shutil
 import subprocess
 import sys
 import tempfile
+import traceback
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import torch
-from papermill.exceptions import PapermillExecutionError
+import torch.nn.functional as F
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 import chain
+from utils import corpus, diffusion, pianoroll, unet
 
 STORED = ROOT / "tests" / "gpu_figures.json"
+RUNS = ROOT / "runs"
 CPU = "a CPU"
 FAILED, NO_GPU, NOTHING_STORED = 2, 3, 4
-# By which factor a figure may differ: chips round differently, and a distance of 30 samples is
-# uncertain. The speed is compared on the same kind of GPU alone.
-FACTORS = {"loss": 1.05, "frechet": 1.5, "overlap": 1.1, "seconds": 1.5}
 DIFFUSION = {"02.size": "base", "02.train_steps": 1500, "02.batch_size": 256,
              "02.learning_rate": 5e-4, "07.count": 30}
+SHORT = {"02.size": "small", "02.train_steps": 150, "02.batch_size": 8, "03.minutes": 0.5,
+         "07.count": 30}
+# By which factor a figure may differ: chips round differently, and a distance of 30 samples is
+# uncertain. The speed is compared on the same kind of GPU alone.
+FACTORS = {"held-out loss": 1.05, "frechet": 1.5, "overlap": 1.1, "seconds": 1.5}
+SHARE = 0.1  # by how much a share may differ: 3 of 30 samples
+CODE = ("diffusion", "unet", "training", "corpus", "pianoroll", "metrics")  # of utils
 
 
-def figures_of(run: Path) -> dict[str, float]:
-    """What a run came to: losses of the four quarters, speed, and 07's distances."""
+def recipe(root: Path = ROOT) -> str:
+    """A hash of what decides the figures: the parameters, notebooks 02 to 04 and 07, and the
+    modules that they train and measure with. Comments, prose and outputs do not count."""
+    parts = [json.dumps([DIFFUSION, SHORT])]
+    for number in ("02", "03", "04", "07"):
+        (path,) = (root / "notebooks").glob(f"{number}_*.ipynb")
+        code = [cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
+        parts.append(ast.dump(ast.parse("\n".join(code[1:]))))  # the first is the setup
+    for path in sorted((root / "utils").glob("*.py")):
+        if path.stem in CODE:
+            parts.append(ast.dump(ast.parse(path.read_text(encoding="utf-8"))))
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+# ---------------------------------------------------------------- figures of a run
+
+
+def held_out_loss(run: Path) -> float:
+    """Cross-entropy of active and onset on 32 held-out images, in nats a column, on the CPU.
+
+    The noise levels and the noise are the same each time, so two networks can be compared.
+    """
+    network = unet.load(run / "models" / "diffusion.safetensors", "cpu")
+    planes = torch.from_numpy(pianoroll.to_planes(corpus.load_examples(run, "diffusion")[1][:32]))
+    generator = torch.Generator().manual_seed(0)
+    alpha_bar = network.schedule()
+    t = diffusion.stratified_timesteps(len(planes), len(alpha_bar), generator)
+    eps = torch.randn(planes.shape, generator=generator)
+    x_t = diffusion.q_sample(network.standardise(planes), eps, diffusion.at(alpha_bar, t, eps))
+    style = torch.full((len(planes),), network.style_number())
+    with torch.no_grad():
+        logits = network(x_t, diffusion.log_snr(alpha_bar).float()[t], style=style).logits
+    return F.binary_cross_entropy_with_logits(logits, (planes > 0).float()).item() * 256
+
+
+def figures_of(run: Path, batch_size: int) -> dict[str, float]:
+    """What a run came to: the loss on held-out music, the speed, and 07's measures."""
     with (run / "models" / "diffusion_log.csv").open(encoding="utf-8", newline="") as file:
         log = list(csv.DictReader(file))
     with (run / "report" / "metrics.csv").open(encoding="utf-8", newline="") as file:
         report = {row["set"]: row for row in csv.DictReader(file)}
-    loss = np.array([float(row["loss"]) for row in log])
     speed = np.median([float(row["pictures_per_s"]) for row in log[len(log) // 2 :]])
-    found = {f"loss, quarter {i}": float(part.mean())
-             for i, part in enumerate(np.array_split(loss, 4), 1)}
-    found["seconds for a thousand pictures"] = float(1000 / speed)
-    return found | {f"{figure} of {name}": float(report[name][figure])
-                    for name in ("diffusion", "gan") for figure in ("frechet", "overlap")}
+    found = {"held-out loss": held_out_loss(run), "seconds a step": float(batch_size / speed)}
+    return found | {f"{figure.replace('_', ' ')} of {name}": float(report[name][figure])
+                    for name in ("diffusion", "gan") if name in report
+                    for figure in ("frechet", "overlap", "memorised_share")}
+
+
+def allowed(name: str, stored: float, floor: bool) -> tuple[float, float]:
+    """The range that a figure may lie in. Of a `floor`, only the worse side counts."""
+    if name.startswith("memorised"):
+        low, high = stored - SHARE, stored + SHARE
+    else:
+        factor = next(value for kind, value in FACTORS.items() if name.startswith(kind))
+        low, high = stored / factor, stored * factor
+    if not floor:
+        return low, high
+    return (low, np.inf) if name.startswith("overlap") else (-np.inf, high)
 
 
 def differences(found: dict[str, float], stored: dict[str, float], floor: bool) -> list[str]:
-    """What is not as stored, a line each; a figure that one of them lacks is a difference.
-
-    Where the stored figures are a `floor`, better ones are no difference.
-    """
+    """What is not as stored, a line each; a figure that one of them lacks is a difference."""
     lines = [f"{name}: {'not stored' if name in found else 'not found'}"
              for name in sorted(found.keys() ^ stored.keys())]
     for name in sorted(found.keys() & stored.keys()):
-        factor = next(value for kind, value in FACTORS.items() if name.startswith(kind))
-        low, high = stored[name] / factor, stored[name] * factor
-        if floor and name.startswith("overlap"):
-            high = float("inf")
-        elif floor:
-            low = 0
+        low, high = allowed(name, stored[name], floor)
         if not low <= found[name] <= high:
-            lines.append(f"{name}: {found[name]:.4g}, stored {stored[name]:.4g}, may "
-                         f"{'be worse' if floor else 'differ'} by a factor of {factor}")
+            lines.append(f"{name}: {found[name]:.4g}, stored {stored[name]:.4g}, allowed "
+                         f"{low:.4g} to {high:.4g}")
     return lines
 
 
@@ -77,12 +131,16 @@ def comparable(figures: dict[str, float], device: bool, gan: bool) -> dict[str, 
             if (device or not name.startswith("seconds")) and (gan or not name.endswith("gan"))}
 
 
-def store(figures: dict[str, float], device: str, gan_on_gpu: bool) -> int:
-    """Write the figures to compare with; the exit status."""
-    facts = {"device": device, "gan_on_gpu": gan_on_gpu, "figures": figures}
-    STORED.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-    print(f"stored {len(figures)} figures in {STORED.relative_to(ROOT).as_posix()}")
-    return 0
+# ---------------------------------------------------------------- the machine, the run
+
+
+def cpu_name() -> str:
+    """The processor's name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.partition(":")[2].strip() for line in lines if "model name" in line)
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
 
 
 def tensorflow_has_gpu() -> bool:
@@ -91,37 +149,74 @@ def tensorflow_has_gpu() -> bool:
     return subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
 
 
+def run_and_measure(parameters: dict) -> dict[str, float] | None:
+    """The figures of a new run of the chain. Where it fails, it is kept and None is returned."""
+    RUNS.mkdir(exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="gpu-test-", dir=RUNS))
+    try:
+        chain.run_chain(folder, parameters)
+        found = figures_of(folder, parameters["02.batch_size"])
+    except Exception as error:  # whatever it is, the run is kept to be looked into
+        (folder / "traceback.txt").write_text(traceback.format_exc(), encoding="utf-8")
+        print(f"gpu-test: {chain.one_line(error)}\ngpu-test: the run is kept, with traceback.txt: "
+              f"{folder}")
+        return None
+    shutil.rmtree(folder)
+    return found
+
+
+def store(figures: dict[str, float], device: str, gan_on_gpu: bool) -> int:
+    """Write the figures to compare with; the exit status."""
+    facts = {"device": device, "cpu": cpu_name(), "torch": torch.__version__, "recipe": recipe(),
+             "gan_on_gpu": gan_on_gpu, "figures": figures}
+    STORED.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    print(f"stored {len(figures)} figures in {STORED.relative_to(ROOT).as_posix()}")
+    return 0
+
+
+def refusal(storing: bool) -> str:
+    """Why there is nothing to compare with, in a line; empty where there is."""
+    if storing:
+        return ""
+    if not STORED.is_file():
+        return "no figures are stored; make them: python tests/gpu_chain.py --store"
+    if json.loads(STORED.read_text(encoding="utf-8")).get("recipe") != recipe():
+        return ("the stored figures were made by other code; make them anew on a GPU: "
+                "python tests/gpu_chain.py --store, or on a CPU: --floor")
+    return ""
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--store", action="store_true", help="write the figures, compare nothing")
-    parser.add_argument("--floor", metavar="RUN", help="write them from this run, made on a CPU")
+    parser.add_argument("--floor", action="store_true", help="write them from a short run on a CPU")
     given = parser.parse_args(arguments)
     if given.floor:
-        return store(figures_of(Path(given.floor)), CPU, False)
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # for the kernels
+        found = run_and_measure(SHORT)
+        return FAILED if found is None else store(found, CPU, False)
     if not torch.cuda.is_available():
         print("gpu-test: torch sees no GPU here; nothing was tested")
         return NO_GPU
-    if not (given.store or STORED.is_file()):
-        print("gpu-test: nothing to compare with; make it: python tests/gpu_chain.py --store")
+    if line := refusal(given.store):
+        print(f"gpu-test: {line}")
         return NOTHING_STORED
     device, gan_on_gpu = torch.cuda.get_device_name(), tensorflow_has_gpu()
     gan = {"03.train_steps": 3000, "03.batch_size": 64} if gan_on_gpu else {"03.minutes": 1.0}
-    print(f"{device}; TensorFlow runs on the {'GPU' if gan_on_gpu else 'CPU: it sees no GPU'}")
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            chain.run_chain(folder, DIFFUSION | gan)
-        except PapermillExecutionError as error:
-            print(f"gpu-test: {error.ename}: {error.evalue}")
-            return FAILED
-        found = figures_of(Path(folder))
+    print(f"{device} beside {cpu_name()}; TensorFlow "
+          f"{'runs on the GPU' if gan_on_gpu else 'sees no GPU'}")
+    found = run_and_measure(DIFFUSION | gan)
+    if found is None:
+        return FAILED
+    print("\n".join(f"{name}: {value:.4g}" for name, value in found.items()))
     if given.store:
         return store(found, device, gan_on_gpu)
     stored = json.loads(STORED.read_text(encoding="utf-8"))
     alike = stored["device"] == device, stored["gan_on_gpu"] and gan_on_gpu
     lines = differences(comparable(found, *alike), comparable(stored["figures"], *alike),
                         floor=stored["device"] == CPU)
-    print("\n".join(f"{name}: {value:.4g}" for name, value in found.items()))
-    print("\n".join(lines) or f"gpu-test: nothing differs from the figures of {stored['device']}")
+    whose = f"{stored['device']} ({stored['cpu']})"
+    print("\n".join(lines) or f"gpu-test: nothing differs from the figures of {whose}")
     return int(bool(lines))
 
 

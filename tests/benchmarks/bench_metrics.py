@@ -47,12 +47,13 @@ def with_muspy(levels):
         muspy.groove_consistency(piece, 16)
 
 
-a, b = rolls(0), rolls(1)
-print(f"{ROLLS:,} rolls of 128 x 128, {NOTES} notes each")
-table = timed(f"features, all {len(metrics.FEATURES)}", lambda: metrics.features(a, 0))
-other = metrics.features(b, 0)
-timed("the same, 5 of them, MusPy", lambda: with_muspy(a))
-timed("compare, set against set", lambda: metrics.compare(table, other))
-timed("nearest, 50 rolls among 1,000 (429 moves of each)", lambda: metrics.nearest(b[:50], a))
-timed("shuffled_columns", lambda: metrics.shuffled_columns(a))
-timed("random_notes", lambda: metrics.random_notes(a))
+if __name__ == "__main__":
+    a, b = rolls(0), rolls(1)
+    print(f"{ROLLS:,} rolls of 128 x 128, {NOTES} notes each")
+    table = timed(f"features, all {len(metrics.FEATURES)}", lambda: metrics.features(a, 0))
+    other = metrics.features(b, 0)
+    timed("the same, 5 of them, MusPy", lambda: with_muspy(a))
+    timed("compare, set against set", lambda: metrics.compare(table, other))
+    timed("nearest, 50 rolls among 1,000 (429 moves of each)", lambda: metrics.nearest(b[:50], a))
+    timed("shuffled_columns", lambda: metrics.shuffled_columns(a))
+    timed("random_notes", lambda: metrics.random_notes(a))

@@ -1,0 +1,150 @@
+"""The setup cell where Colab runs it: another folder, nothing of ours installed, a git and a pip
+that record what they are asked for. And the address, which stands in one place."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import nbformat
+import pytest
+
+from real_midi import ROOT
+
+sys.path.insert(0, str(ROOT / "docs"))
+import address
+
+OURS = ("pretty_midi", "mido", "symusic", "midi2audio", "midirenderer", "pebble", "pychord",
+        "anywidget", "psygnal")
+SHELL = """
+import json, os, sys, types
+from pathlib import Path
+for name in ("google", "google.colab"):
+    sys.modules[name] = types.ModuleType(name)
+hidden, asked = set(sys.argv[2].split()), []
+for name in hidden:
+    sys.modules[name] = None  # not installed, as on Colab
+from IPython.core.interactiveshell import InteractiveShell
+shell = InteractiveShell.instance()
+
+def pip(line):
+    asked.append(line)
+    for name in hidden & set(line.split()):
+        del sys.modules[name]
+
+shell.register_magic_function(pip, magic_name="pip")
+for source in json.loads(Path(sys.argv[1]).read_text()):
+    result = shell.run_cell(source)
+    if not result.success:
+        sys.exit(f"{result.error_in_exec or result.error_before_exec!r}")
+print(json.dumps({"pip": asked, "cwd": os.getcwd()}))
+"""
+GIT = """#!{python}
+import shutil, sys
+open("git.txt", "w").write(" ".join(sys.argv[1:]))
+if "none" not in sys.argv[4]:
+    shutil.copytree({tree!r}, sys.argv[5])
+"""
+
+
+@pytest.fixture
+def colab(tmp_path):
+    """Run cells as Colab would; returns the finished process."""
+    if sys.platform == "win32":
+        pytest.skip("the stand-in for git is a Unix script")
+    tree, programs, content = tmp_path / "tree", tmp_path / "bin", tmp_path / "content"
+    for name in ("utils", "data"):
+        shutil.copytree(ROOT / name, tree / name)
+    shutil.copy(ROOT / "requirements.txt", tree)
+    programs.mkdir()
+    content.mkdir()
+    (programs / "git").write_text(GIT.format(python=sys.executable, tree=str(tree)))
+    (programs / "git").chmod(0o755)
+    (tmp_path / "shell.py").write_text(SHELL)
+    environment = os.environ | {"PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
+                                "IPYTHONDIR": str(tmp_path / "ipython"), "MPLBACKEND": "agg"}
+    environment.pop("MUSIC_ROOT", None)
+
+    def run(cells: list[str], hidden=OURS) -> subprocess.CompletedProcess:
+        (tmp_path / "cells.json").write_text(json.dumps(cells))
+        return subprocess.run(
+            [sys.executable, tmp_path / "shell.py", tmp_path / "cells.json", " ".join(hidden)],
+            cwd=content, env=environment, capture_output=True, text=True, check=False)
+    run.folder = content
+    return run
+
+
+def last_line(done) -> dict:
+    assert done.returncode == 0, done.stderr[-2000:] + done.stdout[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+SETUP = address.SETUP.replace("OWNER/NAME", "a-reader/a-copy")
+
+
+def test_it_clones_the_readers_copy_and_installs_what_is_missing_and_no_more(colab):
+    said = last_line(colab([SETUP, "import mido, symusic\nfrom utils import pianoroll"]))
+    assert (colab.folder / "git.txt").read_text() == (
+        "clone --depth 1 https://github.com/a-reader/a-copy music-through-pictures")
+    (line,) = said["pip"]
+    options = ["install", "-q", "--no-deps", "-c", "requirements.txt"]
+    assert line.split() == [*options, *OURS], "no word of torch, TensorFlow and numpy"
+    assert said["cwd"] == str(colab.folder / "music-through-pictures")
+
+
+def test_what_colab_has_in_another_version_is_left_alone(colab):
+    said = last_line(colab([SETUP], hidden=["mido"]))
+    assert [line.split()[5:] for line in said["pip"]] == [["mido"]]
+    shutil.rmtree(colab.folder / "music-through-pictures")
+    assert last_line(colab([SETUP], hidden=[]))["pip"] == []
+
+
+def test_an_address_that_cannot_be_cloned_is_named(colab):
+    done = colab([SETUP.replace("a-reader", "none")])
+    assert done.returncode and "none/a-copy cannot be cloned; put your copy's" in done.stderr
+
+
+def test_a_notebook_runs_there(colab):
+    notebook = nbformat.read(next((ROOT / "notebooks").glob("05_*.ipynb")), 4)
+    cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    said = last_line(colab([SETUP, *cells[1:]]))
+    assert list((colab.folder / "music-through-pictures/runs/default/midi").rglob("*.mid"))
+    assert len(said["pip"]) == 1
+
+
+# ---------------------------------------------------------------- the address
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """A copy of all that holds the address."""
+    shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
+    for name in ("README.md", "CITATION.cff"):
+        shutil.copy(ROOT / name, tmp_path)
+    return tmp_path
+
+
+def test_one_command_writes_the_address_everywhere(tree):
+    before = address.address_in((ROOT / "README.md").read_text("utf-8"))
+    assert address.main(["https://github.com/some-one/her.copy"], tree) == 0
+    for path in (tree / "README.md", tree / "CITATION.cff", *(tree / "notebooks").iterdir()):
+        text = path.read_text("utf-8")
+        assert "some-one/her.copy" in text and before not in text, path.name
+    assert address.main([], tree) == 0
+    assert address.address_in((tree / "README.md").read_text("utf-8")) == "some-one/her.copy"
+
+
+def test_an_address_that_is_none_is_refused(tree, capsys):
+    assert address.main(["some-one"], tree) == 2
+    assert "give https://github.com/OWNER/NAME" in capsys.readouterr().err
+
+
+def test_each_notebook_has_a_colab_badge_and_the_setup_cell():
+    readme = (ROOT / "README.md").read_text("utf-8")
+    owner = address.address_in(readme)
+    for path in (ROOT / "notebooks").glob("[0-9]*.ipynb"):
+        link = f"https://colab.research.google.com/github/{owner}/blob/main/notebooks/{path.name}"
+        assert readme.count(link) == 1, path.name
+        cells = [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
+        assert cells[0].source == address.SETUP.replace("OWNER/NAME", owner), path.name
