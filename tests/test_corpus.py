@@ -250,13 +250,6 @@ def test_pictures_that_are_none(tmp_path):
         corpus.convert("builtin", tmp_path, storage="zarr")
 
 
-def test_a_list_of_files_is_a_collection(builtin_midi, tmp_path):
-    summary = corpus.convert(builtin_midi[:3], tmp_path)
-    assert summary.pieces == 3 and not summary.skipped
-    with pytest.raises(MusicError, match="no such file"):
-        corpus.find_midi([tmp_path / "none.mid"])
-
-
 def test_names_are_safe_and_unique():
     sources = ["a/b.mid", "a__b.mid", "A/B.mid", "a.mid", "A.midi", "ß/" + "名" * 300 + ".mid",
                "x\ny.mid", "con?.mid", "sub/../odd.mid"]

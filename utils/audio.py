@@ -108,9 +108,9 @@ def playable(midi_path: str | Path) -> tuple[bytes, float]:
 
     What any synthesizer plays: one track at one tempo, which ends 3 s after the last note, so that
     this one can die away and what follows costs nothing. A second after the last note all that is
-    still held is released: FluidSynth would play on without end. A damaged file is played as its
-    piano roll shows it. Raises `MusicError` where `pianoroll.read_midi` does (no such file, not
-    MIDI), `Silence` where there is no note, and refuses more than an hour or 2 MiB.
+    still held is released: FluidSynth would play on without end. What mido cannot read is played
+    as its piano roll shows it. Raises `MusicError` where `pianoroll.read_midi` does, `Silence`
+    where there is no note, and refuses more than an hour or 2 MiB.
     """
     path = Path(midi_path)
     if path.is_file() and path.stat().st_size > MAX_BYTES:
@@ -122,21 +122,20 @@ def playable(midi_path: str | Path) -> tuple[bytes, float]:
         pianoroll.to_midi(pianoroll.read_midi(path)).write(midi)
         midi.seek(0)
         messages, midi_s = timed_messages(mido.MidiFile(file=midi))
-    if not any(message.type == "note_on" for _, message in messages):
+    channels = {message.channel for _, message in messages if message.type == "note_on"}
+    if not channels:
         raise Silence(f"{path}: no notes, so there is nothing to hear; leave it out")
     if midi_s > LONGEST_S:
         raise MusicError(f"{path}: lasts {midi_s / 3600:.1f} hours; cut it to 1 or less")
-    track, last = mido.MidiTrack(), 0
-    channels = {message.channel for _, message in messages if message.type == "note_on"}
     messages = [pair for pair in messages if pair[0] <= midi_s + RELEASE_S]
     messages += [(midi_s + RELEASE_S, mido.Message("control_change", channel=channel,
                                                    control=control, value=0))
                  for channel in sorted(channels) for control in (PEDAL, ALL_NOTES_OFF)]
+    track, last = mido.MidiTrack(), 0
     for second, message in [*messages, (midi_s + TAIL_S, mido.MetaMessage("end_of_track"))]:
-        if second <= midi_s + TAIL_S:
-            tick = mido.second2tick(second, TICKS_PER_BEAT, TEMPO)
-            track.append(message.copy(time=tick - last))
-            last = tick
+        tick = mido.second2tick(second, TICKS_PER_BEAT, TEMPO)
+        track.append(message.copy(time=tick - last))
+        last = tick
     written = io.BytesIO()
     mido.MidiFile(ticks_per_beat=TICKS_PER_BEAT, tracks=[track]).save(file=written)
     return written.getvalue(), midi_s
@@ -150,13 +149,10 @@ def timed_messages(midi: mido.MidiFile) -> tuple[list[tuple[float, mido.Message]
     """
     if midi.ticks_per_beat < 0:
         raise ValueError("SMPTE")
-    messages, held, tempo = [], set(), TEMPO
-    second = end_s = 0.0
-    for message in mido.merge_tracks(midi.tracks):
-        second += mido.tick2second(message.time, midi.ticks_per_beat, tempo)
-        if message.type == "set_tempo":
-            tempo = message.tempo or tempo
-        elif not message.is_meta and message.bytes()[0] <= 0xF0:  # a channel's, or the system's
+    messages, held, second, end_s = [], set(), 0.0, 0.0
+    for message in midi:  # of all tracks, with the time in seconds
+        second += message.time
+        if not message.is_meta and message.bytes()[0] <= 0xF0:  # a channel's, or the system's
             messages.append((second, message))
         if message.type in ("note_on", "note_off"):
             key = message.channel, message.note
