@@ -51,6 +51,7 @@ def test_the_number_of_workers_changes_no_byte(midi, tmp_path, kind):
     assert tree(tmp_path / "1") == tree(tmp_path / "3")
 
 
+@pytest.mark.slow
 def test_a_dask_cluster_makes_the_same_bytes(midi, converted, tmp_path):
     distributed = pytest.importorskip("distributed")
     with (distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None)
@@ -137,6 +138,7 @@ def test_a_copy_in_the_other_split_gives_no_picture(builtin_midi, tmp_path, kind
     assert not {one.tobytes() for one in train} & {one.tobytes() for one in valid}
 
 
+@pytest.mark.slow
 def test_both_storages_hold_the_same_and_load_with_datasets(midi, converted, tmp_path):
     datasets = pytest.importorskip("datasets")
     made = corpus.convert(midi, tmp_path, storage="parquet")

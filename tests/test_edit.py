@@ -127,6 +127,7 @@ def check_kept(piece, mode, rng, folder, bars=8):
 # ---------------------------------------------------------------- what is kept
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", [*real_files(2), *LIEDER], ids=lambda path: path.name[:40])
 def test_real_files_are_kept_outside_the_new_bars(path, tmp_path):
     piece, rng = edit.open_midi(path), np.random.default_rng(path.stat().st_size)
@@ -139,7 +140,7 @@ messy_note = st.tuples(st.integers(0, 1), st.integers(0, 1), st.sampled_from([60
                        st.integers(0, 3000), st.integers(1, 900), st.integers(1, 127))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(notes=st.lists(messy_note, min_size=1, max_size=30), seed=st.integers(0, 2**32),
        ticks_per_beat=st.sampled_from([1, 7, 96, 480]), lost=st.integers(0, 5))
 def test_restrikes_overlaps_and_lost_note_offs_are_kept(notes, seed, ticks_per_beat, lost,

@@ -18,7 +18,7 @@ from utils import pianoroll
 from utils.files import atomic
 from utils.pianoroll import DIFFUSION, GAN, HELD, ONSET, MusicError, Picture
 
-REAL = real_files(10)  # 40 files
+REAL = real_files(6)  # 24 files; check_real_midi.py takes all
 
 
 @st.composite
@@ -135,13 +135,11 @@ def test_black_and_white_pictures_decode(tmp_path, rows, lowest):
             [3, 4, 10 + lowest, 100], [9, 1, 10 + lowest, 100], [296, 4, 50 + lowest, 100]]
 
 
-@pytest.mark.parametrize("kind", ["photo", "color", "size", "text", "cut", "facts", "bomb"])
+@pytest.mark.parametrize("kind", ["photo", "size", "text", "cut", "facts", "bomb"])
 def test_a_png_that_is_no_music_is_named_in_one_line(tmp_path, kind):
     path, rng = tmp_path / "bad.png", np.random.default_rng(0)
     if kind == "photo":
         Image.fromarray(rng.integers(0, 256, (128, 128), dtype=np.uint8)).save(path)
-    elif kind == "color":
-        Image.fromarray(rng.integers(0, 256, (128, 128, 3), dtype=np.uint8)).save(path)
     elif kind == "size":
         Image.fromarray(np.zeros((90, 128), np.uint8)).save(path)
     elif kind == "text":
@@ -239,6 +237,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path):
 # ---------------------------------------------------------------- real files
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", REAL, ids=lambda path: path.stem[-24:])
 def test_the_round_trip_of_a_real_file_is_exact(tmp_path, path):
     piece = pianoroll.read_midi(path)
@@ -273,6 +272,7 @@ def count_differing(path) -> tuple[int, int]:
     return len(ours | theirs), len(ours ^ theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.parametrize("path", REAL, ids=lambda path: path.stem[-24:])
 def test_read_midi_agrees_with_pretty_midi_note_for_note(path):
