@@ -36,8 +36,8 @@ def write_midi(path, notes=((0, 8, 60, 100), (8, 8, 64, 60)), tempo_bpm=120.0) -
 
 
 def dominant_hz(sound, rate_hz):
-    strength = np.abs(np.fft.rfft(sound * np.hanning(len(sound)), rate_hz * 2))
-    return np.argmax(strength) / 2, strength
+    spectrum = np.abs(np.fft.rfft(sound * np.hanning(len(sound)), rate_hz * 2))
+    return np.argmax(spectrum) / 2, spectrum
 
 
 @both
@@ -50,7 +50,7 @@ def test_length_rate_and_loudness(renderer, rate_hz, tmp_path, monkeypatch):
     assert bool(facts.note) == (renderer != "FluidSynth"), "why FluidSynth is not used is said"
     info = soundfile.info(tmp_path / "deep" / "a.wav")
     assert (info.samplerate, info.channels, info.subtype) == (rate_hz, 2, "PCM_16")
-    assert 2.0 <= info.duration <= 2.0 + audio.TAIL_S + 0.1
+    assert 2.0 <= info.duration <= 2.0 + audio.ECHO_S + 0.1
     assert 0.05 < facts.rms < 0.11 and facts.peak <= 0.9
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["a.wav"]
 
@@ -167,7 +167,7 @@ def test_silence_at_the_end_is_not_rendered(late, tmp_path):
     mido.MidiFile(tracks=[two_notes(*late)]).save(tmp_path / "a.mid")
     data, midi_s = audio.playable(tmp_path / "a.mid")
     assert midi_s == pytest.approx(1.5)
-    assert mido.MidiFile(file=io.BytesIO(data)).length == pytest.approx(1.5 + audio.TAIL_S)
+    assert mido.MidiFile(file=io.BytesIO(data)).length == pytest.approx(1.5 + audio.ECHO_S)
 
 
 @both
@@ -331,7 +331,7 @@ def test_a_damaged_midi_file_is_played_or_named(name, tmp_path):
     (tmp_path / "a.mid").write_bytes(hostile_midi.SMALL[name][0])
     try:
         data, _ = audio.playable(tmp_path / "a.mid")
-        assert mido.MidiFile(file=io.BytesIO(data)).length < audio.LONGEST_S + audio.TAIL_S
+        assert mido.MidiFile(file=io.BytesIO(data)).length < audio.LONGEST_S + audio.ECHO_S
     except MusicError as error:
         assert str(error).startswith(f"{tmp_path / 'a.mid'}: ") and "\n" not in str(error)
 

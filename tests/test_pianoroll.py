@@ -29,8 +29,8 @@ def note_lists(draw, pitches=(0, 127), steps=200):
     return np.array(draw(st.lists(note, max_size=60)), dtype=np.int64).reshape(-1, 4)
 
 
-def settled_by_hand(notes):
-    """What DESIGN says of notes, in the plainest Python: the reference of `settle`."""
+def without_overlaps_by_hand(notes):
+    """What DESIGN says of notes, in the plainest Python: the reference of `without_overlaps`."""
     louder = {}
     for start, length, pitch, velocity in sorted(map(tuple, notes), key=lambda n: (n[3], n[1])):
         louder[pitch, start] = (length, velocity)
@@ -45,14 +45,15 @@ def settled_by_hand(notes):
 
 
 @given(note_lists())
-def test_settle_keeps_the_louder_note_and_ends_it_at_the_next(notes):
-    assert np.array_equal(pianoroll.settle(notes), settled_by_hand(notes.tolist()))
+def test_the_louder_note_stays_and_ends_at_the_next(notes):
+    expected = without_overlaps_by_hand(notes.tolist())
+    assert np.array_equal(pianoroll.without_overlaps(notes), expected)
 
 
 @given(note_lists())
 def test_notes_to_picture_to_notes_is_exact(notes):
     picture = Picture(pianoroll.paint(notes, 128, 256))
-    assert np.array_equal(pianoroll.notes_of(picture), settled_by_hand(notes.tolist()))
+    assert np.array_equal(pianoroll.notes_of(picture), without_overlaps_by_hand(notes.tolist()))
 
 
 @given(note_lists(pitches=(0, 127)))
@@ -254,7 +255,7 @@ def notes_by_pretty_midi(path) -> np.ndarray:
                        note.velocity) for instrument in midi.instruments
                       if not instrument.is_drum for note in instrument.notes])
     start, end = np.floor(ticks[:, :2].T / (midi.resolution / 4) + 0.5).astype(int)
-    return pianoroll.settle(np.stack([start, np.maximum(end - start, 1), ticks[:, 2],
+    return pianoroll.without_overlaps(np.stack([start, np.maximum(end - start, 1), ticks[:, 2],
                                       ticks[:, 3]], axis=1))
 
 

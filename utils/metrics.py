@@ -53,19 +53,20 @@ FEATURES = {
 }
 
 
-def notes_of_set(levels: np.ndarray, lowest_pitch: int) -> np.ndarray:
+def notes_of_set(rolls: np.ndarray, lowest_pitch: int) -> np.ndarray:
     """All notes of all rolls, int64 [M, 5]: roll, start, length (steps), MIDI pitch, velocity.
 
     In order of roll, start, pitch; decoded as by `pianoroll.notes_of`.
     """
-    n, pitches, steps = _checked(levels).shape
-    start, length, row, velocity = notes_of(Picture(levels.reshape(n * pitches, steps))).T
+    rolls = _checked(rolls)
+    n, pitches, steps = rolls.shape
+    start, length, row, velocity = notes_of(Picture(rolls.reshape(n * pitches, steps))).T
     roll, row = np.divmod(row.astype(int), pitches)
     order = np.argsort(roll * steps + start, kind="stable")
     return np.stack([roll, start, length, row + lowest_pitch, velocity], 1)[order]
 
 
-def features(levels: np.ndarray, lowest_pitch: int, steps_per_beat: int = 4,
+def features(rolls: np.ndarray, lowest_pitch: int, steps_per_beat: int = 4,
              steps_per_bar: int = 16) -> np.ndarray:
     """Features of each roll, float64 [N, F], one column for each name in FEATURES, in its order.
 
@@ -83,16 +84,16 @@ def features(levels: np.ndarray, lowest_pitch: int, steps_per_beat: int = 4,
     rhythm_correlation: autocorrelation, one bar apart, of the number of notes that start in a
       column: about 0 for onsets at random.
     """
-    levels = _checked(levels)
-    blocks = [_features(levels[at : at + 256], lowest_pitch, steps_per_beat, steps_per_bar)
-              for at in range(0, len(levels), 256)]  # bounded memory
+    rolls = _checked(rolls)
+    blocks = [_features(rolls[at : at + 256], lowest_pitch, steps_per_beat, steps_per_bar)
+              for at in range(0, len(rolls), 256)]  # bounded memory
     return np.concatenate(blocks) if blocks else np.zeros((0, len(FEATURES)))
 
 
-def _features(levels, lowest_pitch, steps_per_beat, steps_per_bar):
-    n, pitches, steps = levels.shape
-    roll, start, length, pitch, velocity = notes_of_set(levels, lowest_pitch).T
-    active = snap_levels(levels) != SILENCE
+def _features(rolls, lowest_pitch, steps_per_beat, steps_per_bar):
+    n, pitches, steps = rolls.shape
+    roll, start, length, pitch, velocity = notes_of_set(rolls, lowest_pitch).T
+    active = snap_levels(rolls) != SILENCE
     at_once = active.sum(1)  # [n, steps]
     active_steps = (at_once > 0).sum(1)
     used = active.any(2)  # [n, pitches]
@@ -275,7 +276,7 @@ def compare(reference: np.ndarray, generated: np.ndarray) -> dict[str, float]:
             "diversity": diversity(reference, generated)}
 
 
-def fixed_places(levels: np.ndarray, steps_per_bar: int = 16) -> float:
+def fixed_places(rolls: np.ndarray, steps_per_bar: int = 16) -> float:
     """How much more two rolls of a set overlap as they are than shifted in time; music scores 1.
 
     The overlap of two rolls is the number of (pitch, step) pixels active in both, divided by the
@@ -285,12 +286,12 @@ def fixed_places(levels: np.ndarray, steps_per_bar: int = 16) -> float:
     show it. 1 also for rolls that overlap at no shift. Raises MusicError for fewer than two rolls
     or less than two bars. Used in notebook 07.
     """
-    levels = _checked(levels)
-    if len(levels) < 2 or levels.shape[2] < 2 * steps_per_bar:
-        raise MusicError(f"fixed places need two rolls of two bars, not {len(levels)} of "
-                         f"{levels.shape[2]} steps")
-    active = snap_levels(levels) != SILENCE
-    shifts = range(steps_per_bar, levels.shape[2] - steps_per_bar + 1, steps_per_bar)
+    rolls = _checked(rolls)
+    if len(rolls) < 2 or rolls.shape[2] < 2 * steps_per_bar:
+        raise MusicError(f"fixed places need two rolls of two bars, not {len(rolls)} of "
+                         f"{rolls.shape[2]} steps")
+    active = snap_levels(rolls) != SILENCE
+    shifts = range(steps_per_bar, rolls.shape[2] - steps_per_bar + 1, steps_per_bar)
     shifted = np.mean([_pair_overlap(active, np.roll(active, shift, 2)) for shift in shifts])
     return float(_pair_overlap(active, active) / shifted) if shifted else 1.0
 
@@ -304,7 +305,7 @@ def _pair_overlap(a, b):
     return share[~np.eye(len(size), dtype=bool)].mean()
 
 
-def nearest(levels: np.ndarray, training: np.ndarray, max_transpose: int = 6, max_shift: int = 16
+def nearest(rolls: np.ndarray, training: np.ndarray, max_transpose: int = 6, max_shift: int = 16
             ) -> tuple[np.ndarray, np.ndarray]:
     """The most similar training roll of each roll: similarity float64 [N], its index int [N].
 
@@ -313,15 +314,15 @@ def nearest(levels: np.ndarray, training: np.ndarray, max_transpose: int = 6, ma
     +-max_shift steps counts, so a copy in another key or a bit later is found; a shift of s steps
     costs what it pushes over the edge. One core compares about 40,000 pairs of rolls a second.
     """
-    levels, training = _checked(levels), _checked(training)
-    if levels.shape[1:] != training.shape[1:] or not len(training):
-        raise MusicError(f"rolls {levels.shape} and training rolls {training.shape} must share "
-                         "rows and columns; compare pictures of one preset")
-    ours, known = _onsets(levels), _onsets(training)
+    rolls, training = _checked(rolls), _checked(training)
+    if rolls.shape[1:] != training.shape[1:] or not len(training):
+        raise MusicError(f"rolls {rolls.shape} and training rolls {training.shape} must share "
+                         "rows and columns; compare images of one preset")
+    ours, known = _onsets(rolls), _onsets(training)
     total = (ours.sum((1, 2))[:, None] + known.sum((1, 2))).clip(1)
     known = sparse.csc_matrix(known.reshape(len(known), -1).T.astype(np.float32))
     size = (len(ours), known.shape[0])
-    similarity = np.zeros((len(levels), len(training)), np.float32)
+    similarity = np.zeros((len(rolls), len(training)), np.float32)
     roll, row, step = np.nonzero(ours)
     for semitones in range(-max_transpose, max_transpose + 1):
         for shift in range(-max_shift, max_shift + 1):
@@ -343,21 +344,21 @@ def memorised_share(generated: np.ndarray, held_out: np.ndarray) -> float:
     return float(np.mean(np.asarray(generated) > np.quantile(held_out, 0.95)))
 
 
-def shuffled_columns(levels: np.ndarray, seed: int = 0) -> np.ndarray:
+def shuffled_columns(rolls: np.ndarray, seed: int = 0) -> np.ndarray:
     """Control: the columns of each roll in random order. Sustains cut off become notes."""
-    levels = _checked(levels)
-    order = np.random.default_rng(seed).random((len(levels), levels.shape[2])).argsort(1)
-    return np.take_along_axis(levels, order[:, None], axis=2)
+    rolls = _checked(rolls)
+    order = np.random.default_rng(seed).random((len(rolls), rolls.shape[2])).argsort(1)
+    return np.take_along_axis(rolls, order[:, None], axis=2)
 
 
-def random_notes(levels: np.ndarray, seed: int = 0) -> np.ndarray:
+def random_notes(rolls: np.ndarray, seed: int = 0) -> np.ndarray:
     """Control: each roll's notes at random places within its own pitch range.
 
     Their number (but for collisions), lengths and velocities stay; pitch and start are uniform.
     """
-    rng, result = np.random.default_rng(seed), np.zeros_like(_checked(levels))
+    rng, result = np.random.default_rng(seed), np.zeros_like(_checked(rolls))
     n, pitches, steps = result.shape
-    notes = notes_of_set(levels, 0)
+    notes = notes_of_set(rolls, 0)
     for at, own in enumerate(np.split(notes[:, 1:], np.searchsorted(notes[:, 0], range(1, n)))):
         if len(own):
             low, high = own[:, 2].min(), own[:, 2].max()
@@ -367,20 +368,20 @@ def random_notes(levels: np.ndarray, seed: int = 0) -> np.ndarray:
     return result
 
 
-def _onsets(levels):
+def _onsets(rolls):
     """Where notes start, bool [N, pitches, steps]."""
-    onsets = np.zeros(levels.shape, bool)
-    roll, start, _, row, _ = notes_of_set(levels, 0).T
+    onsets = np.zeros(rolls.shape, bool)
+    roll, start, _, row, _ = notes_of_set(rolls, 0).T
     onsets[roll, row, start] = True
     return onsets
 
 
-def _checked(levels):
-    levels = np.asarray(levels)
-    if levels.ndim != 3 or levels.dtype != np.uint8 or 0 in levels.shape[1:]:
-        raise MusicError(f"rolls must be uint8 [N, pitches, steps], not {levels.dtype} "
-                         f"{list(levels.shape)}; stack the levels of pictures")
-    return levels
+def _checked(rolls):
+    rolls = np.asarray(rolls)
+    if rolls.ndim != 3 or rolls.dtype != np.uint8 or 0 in rolls.shape[1:]:
+        raise MusicError(f"rolls must be uint8 [N, pitches, steps], not {rolls.dtype} "
+                         f"{list(rolls.shape)}; stack the pixels of images")
+    return rolls
 
 
 def _tables(*tables):

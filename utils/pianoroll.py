@@ -22,7 +22,7 @@ from utils.files import MusicError, atomic, printable
 
 SILENCE, HELD, ONSET = 0, 64, 128
 VELOCITY_UNKNOWN = 64  # of a sustain without an onset: the note began before the image
-VELOCITY_TWO_LEVEL = 100  # black-and-white images hold no loudness
+VELOCITY_BLACK_AND_WHITE = 100  # black-and-white images hold no loudness
 MAX_STEPS = 2**19  # 18 hours of sixteenths at 120 bpm; longer files are damaged
 MAX_BYTES = 2**23  # of a MIDI file; more is no piece of music
 MAX_ODD_BYTES = 2**20  # of one that only mido may be able to read: a second of work at most
@@ -31,7 +31,7 @@ END_OF_TRACK = b"\xff\x2f\x00"
 ALL_KEYS = b"".join(bytes([key, 0, 0]) for key in range(128))  # the rest of 128 note-offs
 FACTS = ("lowest_pitch", "steps_per_beat", "tempo_bpm", "source", "start_step")  # in a PNG
 LOWEST_PITCH_OF_ROWS = {128: 0, 106: 21}  # for images that carry no facts of their own
-PLANE_SOUNDING, PLANE_ONSET = 0.5, 0.25  # thresholds of `from_planes`
+PLANE_ACTIVE, PLANE_ONSET = 0.5, 0.25  # thresholds of `from_planes`
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Picture:
 # ---------------------------------------------------------------- notes ↔ piano roll
 
 
-def settle(notes: np.ndarray) -> np.ndarray:
+def without_overlaps(notes: np.ndarray) -> np.ndarray:
     """One note per pitch and step: the louder onset stays, and a new onset ends the note before.
 
     `notes` is int `[N, 4]`: start, length (1 or more), pitch, velocity, in steps and MIDI numbers.
@@ -93,7 +93,7 @@ def settle(notes: np.ndarray) -> np.ndarray:
 
 def paint(notes: np.ndarray, pitches: int, steps: int, lowest_pitch: int = 0) -> np.ndarray:
     """Notes `[N, 4]` as a piano roll, `uint8 [pitches, steps]`. What lies outside is left out."""
-    start, length, pitch, velocity = settle(notes).T
+    start, length, pitch, velocity = without_overlaps(notes).T
     row = pitch - lowest_pitch
     inside = (row >= 0) & (row < pitches) & (start < steps)
     onset = (row * steps + start)[inside]  # of each note, the number of its first pixel
@@ -456,7 +456,7 @@ def load_png(path: str | Path, data: bytes | None = None) -> Picture:
     if len(np.unique(levels)) <= 2:
         lit = levels > 0
         first = lit & ~np.pad(lit, ((0, 0), (1, 0)))[:, :-1]
-        levels = np.where(first, ONSET + VELOCITY_TWO_LEVEL, lit * HELD).astype(np.uint8)
+        levels = np.where(first, ONSET + VELOCITY_BLACK_AND_WHITE, lit * HELD).astype(np.uint8)
     return Picture(levels, LOWEST_PITCH_OF_ROWS[len(levels)], source=path.name)
 
 
@@ -491,4 +491,4 @@ def from_planes(planes: np.ndarray) -> np.ndarray:
     active, onset = np.moveaxis(np.asarray(planes), -3, 0)
     onset_pixel = np.clip(np.rint(onset * 255), ONSET + 1, 255)
     return np.where(onset > PLANE_ONSET, onset_pixel,
-                    np.where(active > PLANE_SOUNDING, HELD, SILENCE)).astype(np.uint8)
+                    np.where(active > PLANE_ACTIVE, HELD, SILENCE)).astype(np.uint8)
