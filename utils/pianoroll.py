@@ -463,7 +463,7 @@ def load_png(path: str | Path, data: bytes | None = None) -> Picture:
 def _with_facts(path: Path, levels: np.ndarray, facts: dict[str, str]) -> Picture:
     try:
         picture = Picture(levels, int(facts["lowest_pitch"]), int(facts["steps_per_beat"]),
-                          float(facts.get("tempo_bpm", 120)), facts.get("source", path.name),
+                          float(facts.get("tempo_bpm", 120)), str(facts.get("source", path.name)),
                           int(facts.get("start_step", 0)))
         sane = (0 <= picture.lowest_pitch <= 128 - len(levels)
                 and 1 <= picture.steps_per_beat <= 480 and 4 <= picture.tempo_bpm <= 1000)
