@@ -9,7 +9,7 @@ import numpy as np
 import pretty_midi
 import pytest
 import symusic
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
@@ -47,6 +47,7 @@ def without_overlaps_by_hand(notes):
 
 
 @given(note_lists())
+@example(np.array([[3, 4, 60, 50], [3, 2, 60, 90], [3, 9, 60, 90], [5, 1, 60, 20]]))
 def test_the_louder_note_stays_and_ends_at_the_next(notes):
     expected = without_overlaps_by_hand(notes.tolist())
     assert np.array_equal(pianoroll.without_overlaps(notes), expected)
