@@ -3,11 +3,22 @@
 import sys
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from real_midi import REAL_MIDI, ROOT
 
 sys.path.insert(0, str(ROOT))
+hypothesis.settings.register_profile("quick", max_examples=10)
+RUN_NOTEBOOKS = {"test_01", "test_02", "test_05_06", "test_07_08", "test_chain", "test_gan",
+                 "test_gpu_chain"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that run whole notebooks are slow."""
+    for item in items:
+        if item.path.stem in RUN_NOTEBOOKS:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="session")

@@ -1,10 +1,6 @@
-"""MIDI files that break readers, made here byte by byte. Used by test_hostile.py.
-
-`python tests/hostile_midi.py` writes the small ones to tests/data_hostile.
-"""
+"""MIDI files that break readers, made here byte by byte."""
 
 import struct
-from pathlib import Path
 
 NOTE = b"\x00\x90\x3c\x40\x83\x60\x80\x3c\x40"  # middle C for 480 ticks
 END = b"\x00\xff\x2f\x00"
@@ -83,9 +79,3 @@ def large() -> dict[str, tuple[bytes, bool]]:
         "nine_megabytes": (midi(track(NOTE * 1_100_000 + END)), False),
         "text": (b"la " * 2_000_000, False),
     }
-
-
-if __name__ == "__main__":
-    folder = Path(__file__).parent / "data_hostile"
-    for name, (data, _) in SMALL.items():
-        (folder / f"{name}.mid").write_bytes(data)

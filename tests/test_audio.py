@@ -6,7 +6,6 @@ import os
 import shutil
 import stat
 import sys
-import tracemalloc
 from pathlib import Path
 
 import hostile_midi
@@ -37,12 +36,12 @@ def write_midi(path, notes=((0, 8, 60, 100), (8, 8, 64, 60)), tempo_bpm=120.0) -
 
 
 def dominant_hz(sound, rate_hz):
-    strength = np.abs(np.fft.rfft(sound * np.hanning(len(sound)), rate_hz * 2))
-    return np.argmax(strength) / 2, strength
+    spectrum = np.abs(np.fft.rfft(sound * np.hanning(len(sound)), rate_hz * 2))
+    return np.argmax(spectrum) / 2, spectrum
 
 
 @both
-@pytest.mark.parametrize("rate_hz", [16_000, 22_050, 44_100, 48_000])
+@pytest.mark.parametrize("rate_hz", [16_000, 48_000])
 def test_length_rate_and_loudness(renderer, rate_hz, tmp_path, monkeypatch):
     choose(renderer, monkeypatch)
     midi = write_midi(tmp_path / "a.mid")
@@ -51,13 +50,13 @@ def test_length_rate_and_loudness(renderer, rate_hz, tmp_path, monkeypatch):
     assert bool(facts.note) == (renderer != "FluidSynth"), "why FluidSynth is not used is said"
     info = soundfile.info(tmp_path / "deep" / "a.wav")
     assert (info.samplerate, info.channels, info.subtype) == (rate_hz, 2, "PCM_16")
-    assert 2.0 <= info.duration <= 2.0 + audio.TAIL_S + 0.1
+    assert 2.0 <= info.duration <= 2.0 + audio.ECHO_S + 0.1
     assert 0.05 < facts.rms < 0.11 and facts.peak <= 0.9
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["a.wav"]
 
 
 @both
-@pytest.mark.parametrize("pitch", [33, 45, 57, 69, 81, 93])
+@pytest.mark.parametrize("pitch", [33, 57, 93])
 def test_a_key_sounds_at_its_frequency(renderer, pitch, tmp_path, monkeypatch):
     choose(renderer, monkeypatch)
     audio.midi_to_wav(write_midi(tmp_path / "a.mid", [(0, 8, pitch, 100)]), tmp_path / "a.wav")
@@ -103,8 +102,7 @@ def test_a_wall_of_sound_does_not_clip(renderer, tmp_path, monkeypatch):
 
 
 @both
-@pytest.mark.parametrize("name", ["with space.mid", "new\nline.mid", "été 音楽 – 'q' \"d\".mid",
-                                  "-g.mid", "%s$HOME;.mid"])
+@pytest.mark.parametrize("name", ["new\nline.mid", "été 音楽 – 'q' \"d\".mid", "-g %s$HOME;.mid"])
 def test_any_file_name(renderer, name, tmp_path, monkeypatch):
     if os.name == "nt" and set(name) & set('\n"'):
         pytest.skip("Windows allows no such name")
@@ -113,15 +111,6 @@ def test_any_file_name(renderer, name, tmp_path, monkeypatch):
     wav = Path(name).with_suffix(".wav")
     assert audio.midi_to_wav(write_midi(Path(name)), wav).seconds >= 2
     assert wav.is_file()
-
-
-@both
-def test_the_same_bytes_again(renderer, tmp_path, monkeypatch):
-    choose(renderer, monkeypatch)
-    midi = write_midi(tmp_path / "a.mid")
-    for name in ("a.wav", "b.wav"):
-        audio.midi_to_wav(midi, tmp_path / name)
-    assert (tmp_path / "a.wav").read_bytes() == (tmp_path / "b.wav").read_bytes()
 
 
 @both
@@ -168,25 +157,17 @@ def two_notes(*later) -> mido.MidiTrack:
         mido.Message("note_on", note=64, velocity=0, time=480), *later])  # at 1.5 s
 
 
-@both
 @pytest.mark.parametrize("late", [
     [mido.MetaMessage("end_of_track", time=960 * 600)],
     [mido.Message("control_change", control=64, value=0, time=960 * 600)],
     [mido.Message("note_off", note=64, time=960 * 600)],
     [mido.MetaMessage("text", text="late", time=960 * 600)]], ids=lambda late: late[0].type)
-def test_silence_at_the_end_costs_no_memory(renderer, late, tmp_path, monkeypatch):
-    """Ten minutes of it took 210 MB for the sound alone."""
-    choose(renderer, monkeypatch)
+def test_silence_at_the_end_is_not_rendered(late, tmp_path):
+    """A second of it takes 1.3 MB."""
     mido.MidiFile(tracks=[two_notes(*late)]).save(tmp_path / "a.mid")
-    audio.font_bytes(str(audio.SHIPPED_FONT))
-    tracemalloc.start()
-    try:
-        facts = audio.midi_to_wav(tmp_path / "a.mid", tmp_path / "a.wav")
-        peak_bytes = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert facts.midi_seconds == pytest.approx(1.5) and facts.seconds < 5
-    assert peak_bytes < 30e6
+    data, midi_s = audio.playable(tmp_path / "a.mid")
+    assert midi_s == pytest.approx(1.5)
+    assert mido.MidiFile(file=io.BytesIO(data)).length == pytest.approx(1.5 + audio.ECHO_S)
 
 
 @both
@@ -313,7 +294,7 @@ def test_sample_rates_out_of_range(rate_hz, tmp_path):
         audio.midi_to_wav(write_midi(tmp_path / "a.mid"), tmp_path / "a.wav", sample_rate=rate_hz)
 
 
-@pytest.mark.parametrize("content", [None, b"hello", b"", b"MThd\0\0\0\6\0\1\0\1\0\x60"])
+@pytest.mark.parametrize("content", [None, b"hello"])
 def test_what_is_no_midi(content, tmp_path):
     path = tmp_path / "a.mid"
     if content is not None:
@@ -323,15 +304,10 @@ def test_what_is_no_midi(content, tmp_path):
     assert "\n" not in str(caught.value) and not (tmp_path / "a.wav").exists()
 
 
-@pytest.mark.parametrize(("seconds", "hours"), [(4000.0, "1.1"), (9000.0, "2.5")])
-def test_more_than_an_hour_is_refused(seconds, hours, tmp_path):
-    midi = pretty_midi.PrettyMIDI()
-    instrument = pretty_midi.Instrument(0)
-    instrument.notes = [pretty_midi.Note(100, 60, seconds, seconds + 1)]
-    midi.instruments = [instrument]
-    midi.write(str(tmp_path / "a.mid"))
-    with pytest.raises(MusicError, match=f"{hours} hours; cut it to 1"):
-        audio.midi_to_wav(tmp_path / "a.mid", tmp_path / "a.wav")
+def test_more_than_an_hour_is_refused(tmp_path):
+    midi = write_midi(tmp_path / "a.mid", [(0, 4, 60, 80), (32_000, 4, 60, 80)])
+    with pytest.raises(MusicError, match=r"1\.1 hours; cut it to 1"):
+        audio.midi_to_wav(midi, tmp_path / "a.wav")
 
 
 def test_a_midi_file_of_megabytes_is_refused(tmp_path):
@@ -351,14 +327,13 @@ def test_an_odd_midi_file_is_played(renderer, name, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", hostile_midi.SMALL)
-def test_a_damaged_midi_file_is_played_or_named(name, tmp_path, monkeypatch):
-    choose("midirenderer", monkeypatch)
+def test_a_damaged_midi_file_is_played_or_named(name, tmp_path):
     (tmp_path / "a.mid").write_bytes(hostile_midi.SMALL[name][0])
     try:
-        audio.midi_to_wav(tmp_path / "a.mid", tmp_path / "a.wav", sample_rate=16_000)
+        data, _ = audio.playable(tmp_path / "a.mid")
+        assert mido.MidiFile(file=io.BytesIO(data)).length < audio.LONGEST_S + audio.ECHO_S
     except MusicError as error:
-        assert str(error).startswith((f"{tmp_path / 'a.mid'}: ", f"{tmp_path / 'a.wav'}: silent"))
-        assert "\n" not in str(error)
+        assert str(error).startswith(f"{tmp_path / 'a.mid'}: ") and "\n" not in str(error)
 
 
 def test_a_full_disk_leaves_what_was_there(tmp_path, monkeypatch):
@@ -403,18 +378,7 @@ def test_check_wav_measures(tmp_path):
     assert facts.rms == pytest.approx(0.3 / np.sqrt(2), abs=1e-3)
 
 
-def test_the_shipped_font_has_every_instrument(tmp_path, monkeypatch):
-    choose("midirenderer", monkeypatch)
-    midi = pretty_midi.PrettyMIDI()
-    for program in range(0, 128, 8):
-        instrument = pretty_midi.Instrument(program)
-        instrument.notes = [pretty_midi.Note(100, 60, 0.0, 0.5)]
-        midi.instruments = [instrument]
-        midi.write(str(tmp_path / "a.mid"))
-        facts = audio.midi_to_wav(tmp_path / "a.mid", tmp_path / "a.wav", sample_rate=16_000)
-        assert facts.rms > 0.005, program
-
-
+@pytest.mark.slow
 @both
 def test_real_files(renderer, real_midi, tmp_path, monkeypatch):
     choose(renderer, monkeypatch)
@@ -424,18 +388,6 @@ def test_real_files(renderer, real_midi, tmp_path, monkeypatch):
     for path in sorted(some, key=lambda p: p.stat().st_size)[:3]:
         facts = audio.midi_to_wav(path, tmp_path / "a.wav", sample_rate=16_000)
         assert facts.renderer == renderer and facts.rms > 0.01, path
-
-
-@pytest.mark.skipif(not shutil.which("fluidsynth"), reason="FluidSynth is not installed")
-def test_a_note_that_is_never_released_comes_to_an_end(tmp_path):
-    """An organ's tone does not decay, and FluidSynth waits for the last tone to end."""
-    midi = mido.MidiFile()
-    midi.tracks.append(mido.MidiTrack([
-        mido.Message("program_change", program=19), mido.Message("note_on", note=60),
-        mido.Message("note_off", note=60, time=480), mido.Message("note_on", note=67)]))
-    midi.save(tmp_path / "organ.mid")
-    facts = audio.midi_to_wav(tmp_path / "organ.mid", tmp_path / "organ.wav")
-    assert facts.renderer == "FluidSynth" and facts.seconds <= 0.5 + audio.TAIL_S
 
 
 def test_a_program_that_does_not_end_is_stopped_with_what_it_started():

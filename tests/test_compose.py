@@ -4,7 +4,7 @@ import importlib.util
 import io
 import re
 from collections import Counter, defaultdict
-from itertools import combinations, pairwise
+from itertools import pairwise
 from pathlib import Path
 
 import mido
@@ -124,14 +124,6 @@ def test_facts_are_in_the_file(corpus):
         assert {channel for *_, channel in notes} == {0, 1}
 
 
-def test_the_file_holds_the_notes_on_the_grid(corpus):
-    for piece, data in corpus.values():
-        _, _, notes = read(data)
-        assert all(start % STEP == 0 and end % STEP == 0 for start, end, *_ in notes)
-        written = sorted((s // STEP, (e - s) // STEP, p, v, c) for s, e, p, v, c in notes)
-        assert written == sorted(tuple(note) for note in piece.notes)
-
-
 def test_the_picture_of_a_file_holds_its_notes_exactly(corpus):
     for name, (piece, _) in corpus.items():
         picture = pianoroll.read_midi(MIDI / name)
@@ -161,13 +153,6 @@ def test_no_two_pieces_are_alike(pieces):
     assert len({fingerprint(piece) for piece in pieces}) == len(pieces)
 
 
-def test_lengths_fill_the_pictures(pieces):
-    for piece in pieces:
-        steps = piece.bars * compose.bar_steps(piece.style)
-        assert steps == max(note.start + note.length for note in piece.notes)
-        assert 24 <= piece.bars <= 50 and 300 < steps <= 640
-
-
 def test_register_polyphony_and_density_are_sane(pieces):
     for piece in pieces:
         assert all(21 <= note.pitch <= 108 for note in piece.notes)
@@ -183,40 +168,6 @@ def test_one_key_of_the_piano_sounds_once_at_a_time(pieces):
         for note in sorted(piece.notes):
             assert note.start >= ends.get(note.pitch, 0) and note.length >= 1
             ends[note.pitch] = note.start + note.length
-
-
-def test_no_mud_below_c3(pieces):
-    """Two notes struck together below C3 are at least a fourth apart."""
-    for piece in pieces:
-        struck = defaultdict(list)
-        for note in piece.notes:
-            if note.pitch < 48:
-                struck[note.start].append(note.pitch)
-        for pitches in struck.values():
-            assert all(abs(a - b) >= 5 for a, b in combinations(pitches, 2)), piece.file_name
-
-
-def test_melody_breathes(pieces):
-    """The right hand rests, and the texture is not the same from bar to bar."""
-    for piece in pieces:
-        total = max(n.start + n.length for n in piece.notes)
-        sung = {s for n in piece.notes if n.hand == compose.RIGHT
-                for s in range(n.start, n.start + n.length)}
-        bar = compose.bar_steps(piece.style)
-        rhythms = defaultdict(set)
-        for note in piece.notes:
-            rhythms[note.start // bar].add((note.start % bar, note.hand))
-        assert total - len(sung) >= 8
-        assert len({frozenset(rhythm) for rhythm in rhythms.values()}) >= 6
-
-
-def test_velocities_have_a_spread(pieces):
-    for piece in pieces:
-        velocities = [note.velocity for note in piece.notes]
-        mean = sum(velocities) / len(velocities)
-        spread = (sum((v - mean) ** 2 for v in velocities) / len(velocities)) ** 0.5
-        assert 9 < spread < 25 and min(velocities) >= 20 and max(velocities) <= 120
-        assert len(set(velocities)) >= 30
 
 
 # ---------------------------------------------------------------------------------- the music
@@ -279,20 +230,6 @@ def test_most_notes_are_of_the_key(pieces):
     assert min(rates) >= 0.9 and max(rates) > 0.99
 
 
-def test_minor_keys_raise_the_leading_note_before_the_last_chord(pieces):
-    """The natural seventh never stands there; the raised one does, but in the barest settings."""
-    raised = []
-    for piece in pieces:
-        tonic, bar = compose.tonic_pitch(piece.key), compose.bar_steps(piece.style)
-        half = (piece.bars - 1) * bar - 4
-        last = {(n.pitch - tonic) % 12 for n in piece.notes
-                if half <= n.start < half + 4 or n.start < half < n.start + n.length}
-        if piece.key.endswith("m"):
-            assert 10 not in last, piece.file_name
-            raised.append(11 in last)
-    assert sum(raised) / len(raised) > 0.7
-
-
 def melody_rhythms(piece):
     """For each bar, the set of steps in it where the top voice of the right hand strikes."""
     bar = compose.bar_steps(piece.style)
@@ -316,36 +253,3 @@ def test_the_motif_comes_back(pieces):
         assert rhythms.count(rhythms[first]) >= 3, piece.file_name
         pairs = Counter(pairwise(rhythms))
         assert pairs[rhythms[first], rhythms[first + 1]] >= 2, piece.file_name
-
-
-def test_melody_moves_mostly_by_step(pieces):
-    moves = Counter()
-    for piece in pieces:
-        if piece.style.suspensions:
-            continue  # the inner voices share the hand
-        top: dict[int, int] = {}
-        for note in piece.notes:
-            if note.hand == compose.RIGHT:
-                top[note.start] = max(note.pitch, top.get(note.start, 0))
-        moves.update(abs(top[b] - top[a]) for a, b in pairwise(sorted(top)))
-    total = sum(moves.values())
-    assert sum(moves[n] for n in range(5)) / total > 0.75
-    assert sum(count for size, count in moves.items() if size > 12) / total < 0.01
-
-
-def test_outer_voices_seldom_move_in_parallel_octaves(pieces):
-    """On the beats, between the top of the right hand and the lowest note of the left."""
-    parallel = moves = 0
-    for piece in pieces:
-        top, low = {}, {}
-        for n in piece.notes:
-            if n.hand == compose.RIGHT:
-                top[n.start] = max(n.pitch, top.get(n.start, 0))
-            elif n.pitch < 58:
-                low[n.start] = min(n.pitch, low.get(n.start, 127))
-        for a, b in pairwise(sorted(s for s in top.keys() & low.keys() if s % 4 == 0)):
-            if top[a] != top[b]:
-                moves += 1
-                octaves = [(top[step] - low[step]) % 12 == 0 for step in (a, b)]
-                parallel += all(octaves) and low[a] != low[b]
-    assert parallel / moves < 0.05

@@ -51,6 +51,7 @@ def test_the_number_of_workers_changes_no_byte(midi, tmp_path, kind):
     assert tree(tmp_path / "1") == tree(tmp_path / "3")
 
 
+@pytest.mark.slow
 def test_a_dask_cluster_makes_the_same_bytes(midi, converted, tmp_path):
     distributed = pytest.importorskip("distributed")
     with (distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None)
@@ -137,6 +138,7 @@ def test_a_copy_in_the_other_split_gives_no_picture(builtin_midi, tmp_path, kind
     assert not {one.tobytes() for one in train} & {one.tobytes() for one in valid}
 
 
+@pytest.mark.slow
 def test_both_storages_hold_the_same_and_load_with_datasets(midi, converted, tmp_path):
     datasets = pytest.importorskip("datasets")
     made = corpus.convert(midi, tmp_path, storage="parquet")
@@ -248,13 +250,6 @@ def test_pictures_that_are_none(tmp_path):
         corpus.load_levels(tmp_path)
     with pytest.raises(MusicError, match="storage"):
         corpus.convert("builtin", tmp_path, storage="zarr")
-
-
-def test_a_list_of_files_is_a_collection(builtin_midi, tmp_path):
-    summary = corpus.convert(builtin_midi[:3], tmp_path)
-    assert summary.pieces == 3 and not summary.skipped
-    with pytest.raises(MusicError, match="no such file"):
-        corpus.find_midi([tmp_path / "none.mid"])
 
 
 def test_names_are_safe_and_unique():

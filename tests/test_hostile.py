@@ -17,17 +17,12 @@ from real_midi import ROOT
 from utils import corpus, pianoroll
 from utils.files import MusicError
 
-DATA = Path(__file__).parent / "data_hostile"
-
-
-def test_the_files_on_disk_are_those_that_the_script_makes():
-    assert {path.stem: path.read_bytes() for path in DATA.glob("*.mid")} == {
-        name: data for name, (data, _) in hostile_midi.SMALL.items()}
-
 
 @pytest.mark.parametrize("name", hostile_midi.SMALL)
-def test_a_small_hostile_file(name):
-    path, reason = DATA / f"{name}.mid", hostile_midi.SMALL[name][1]
+def test_a_small_hostile_file(name, tmp_path):
+    data, reason = hostile_midi.SMALL[name]
+    path = tmp_path / "odd.mid"
+    path.write_bytes(data)
     if reason is None:
         assert len(pianoroll.notes_of(pianoroll.read_midi(path)))
     else:
@@ -36,6 +31,7 @@ def test_a_small_hostile_file(name):
         assert "\n" not in str(error.value) and str(path) in str(error.value)
 
 
+@pytest.mark.slow
 def test_a_whole_run_over_hostile_files_large_and_small(tmp_path):
     folder = tmp_path / "midi"
     folder.mkdir()
@@ -60,6 +56,7 @@ def test_a_whole_run_over_hostile_files_large_and_small(tmp_path):
             if "\n" not in piece.source} <= named  # every file is accounted for
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", hostile_midi.large())
 def test_a_large_file_stays_within_the_limits(tmp_path, name):
     path = tmp_path / "large.mid"
@@ -120,6 +117,7 @@ def test_a_file_whose_reader_the_system_killed_is_read_at_the_next_run(tmp_path,
     assert not corpus.convert(folder, tmp_path / "run").skipped
 
 
+@pytest.mark.slow
 def test_child_processes_end_with_a_run_that_is_killed(tmp_path):
     run = subprocess.Popen([sys.executable, "-c", "from utils import corpus\n"
                             f"corpus.convert('builtin', {str(tmp_path)!r}, jobs=3)"], cwd=ROOT,
@@ -132,6 +130,7 @@ def test_child_processes_end_with_a_run_that_is_killed(tmp_path):
     assert len(children) >= 3 and not psutil.wait_procs(children, timeout=20)[1]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="signals to a group of processes")
 def test_ctrl_c_records_nothing_against_a_file(tmp_path):
     heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
@@ -147,13 +146,14 @@ def test_ctrl_c_records_nothing_against_a_file(tmp_path):
     assert not summary.skipped and summary.pieces == 120
 
 
+@pytest.mark.slow
 def test_mutated_files_give_an_image_or_a_reason(builtin_midi, tmp_path):
     sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
     import fuzz_midi
     rng = random.Random(0)
     path = tmp_path / "mutated.mid"
     with corpus.child_processes(1) as pool:
-        for _ in range(300):
+        for _ in range(150):
             path.write_bytes(fuzz_midi.mutate(rng.choice(builtin_midi).read_bytes(), rng))
             try:
                 corpus.guarded(pool, pianoroll.read_midi, path)
@@ -161,6 +161,7 @@ def test_mutated_files_give_an_image_or_a_reason(builtin_midi, tmp_path):
                 assert not any(word in str(error) for word in ("crashes", "seconds", "memory"))
 
 
+@pytest.mark.slow
 def test_the_collection_of_hostile_files(real_midi, tmp_path):
     summary = corpus.convert(real_midi / "hostile", tmp_path)
     refused = [source for source, reason in summary.skipped if "a duplicate of" not in reason]

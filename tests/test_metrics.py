@@ -1,6 +1,5 @@
 """utils.metrics: against MusPy, mir_eval, SciPy and hand-made music, and by properties."""
 
-import time
 import warnings
 
 import mir_eval
@@ -89,7 +88,7 @@ def to_muspy(roll):
     return muspy.Music(resolution=4, tracks=[muspy.Track(notes=notes)])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(roll_sets)
 def test_agrees_with_muspy(rolls):
     rolls[:, :, -1] = 0
@@ -111,15 +110,7 @@ def test_agrees_with_muspy(rolls):
             assert column(table, name)[i] == pytest.approx(there, abs=1e-9), name
 
 
-def test_where_muspy_counts_a_bar_more():
-    bars = [(16 * bar + at, 1, 60) for bar in range(4) for at in (0, 4)]
-    roll = paint(np.array([(*n, 80) for n in [*bars, (63, 1, 60)]]), PITCHES, STEPS, LOWEST)
-    ours = column(metrics.features(roll[None], LOWEST), "groove_similarity")[0]
-    assert ours == pytest.approx(1 - 1 / 48)  # three borders, one onset differs at one of them
-    assert muspy.groove_consistency(to_muspy(roll), 16) == pytest.approx(1 - (1 + 3) / 64)
-
-
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(roll_sets)
 def test_similarity_is_mir_evals_onset_f1(rolls):
     got, _ = metrics.nearest(rolls[:1], rolls[1:2], max_transpose=0, max_shift=0)
@@ -210,7 +201,7 @@ def test_any_levels_give_finite_values_in_range(levels):
         assert column(table, name).max() <= high + 1e-9, name
 
 
-@settings(deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(roll_sets, st.integers(-6, 6))
 def test_transposition_moves_the_mean_pitch_alone(rolls, semitones):
     before = metrics.features(rolls, LOWEST)
@@ -222,7 +213,7 @@ def test_transposition_moves_the_mean_pitch_alone(rolls, semitones):
     np.testing.assert_allclose(shift, semitones * heard, atol=1e-9)
 
 
-@settings(deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(roll_sets, st.randoms(use_true_random=False))
 def test_a_rolls_features_do_not_depend_on_its_set(rolls, random):
     order = random.sample(range(len(rolls)), len(rolls))
@@ -241,7 +232,7 @@ def test_more_rolls_than_a_block():
 # ------------------------------------------------------------------ between sets
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(roll_sets, roll_sets, st.randoms(use_true_random=False))
 def test_order_changes_no_distance(rolls, others, random):
     a, b = metrics.features(rolls, LOWEST), metrics.features(others, LOWEST)
@@ -254,7 +245,7 @@ def test_order_changes_no_distance(rolls, others, random):
     assert min(before["kld"], before["frechet"], before["diversity"]) >= 0
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(roll_sets)
 def test_a_set_is_at_no_distance_from_itself(rolls):
     table = metrics.features(rolls, LOWEST)
@@ -458,11 +449,3 @@ def test_bad_input_is_one_clear_line():
         with pytest.raises(MusicError) as caught:
             call()
         assert "\n" not in str(caught.value)
-
-
-def test_a_thousand_rolls_take_at_most_ten_seconds():
-    rolls = np.zeros((1000, 128, 128), np.uint8)
-    rolls[:, 30 : 30 + PITCHES + 24] = np.resize(music(50, 15, 128), (1000, PITCHES + 24, 128))
-    before = time.process_time()
-    metrics.features(rolls, 0)
-    assert time.process_time() - before < 10

@@ -9,8 +9,9 @@ import numpy as np
 import pretty_midi
 import pytest
 import symusic
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from real_midi import real_files
@@ -18,19 +19,20 @@ from utils import pianoroll
 from utils.files import atomic
 from utils.pianoroll import DIFFUSION, GAN, HELD, ONSET, MusicError, Picture
 
-REAL = real_files(10)  # 40 files
+REAL = real_files(6)  # 24 files; check_real_midi.py takes all
 
 
 @st.composite
-def note_lists(draw, pitches=(0, 127), steps=200):
-    """Unordered notes, with overlaps and doubles: int [N, 4]."""
-    note = st.tuples(st.integers(0, steps - 1), st.integers(1, 40), st.integers(*pitches),
+def note_lists(draw, steps=200):
+    """Unordered notes of a few pitches, with overlaps and doubles: int [N, 4]."""
+    pitches = draw(st.lists(st.integers(0, 127), min_size=1, max_size=4))
+    note = st.tuples(st.integers(0, steps - 1), st.integers(1, 40), st.sampled_from(pitches),
                      st.integers(1, 127))
     return np.array(draw(st.lists(note, max_size=60)), dtype=np.int64).reshape(-1, 4)
 
 
-def settled_by_hand(notes):
-    """What DESIGN says of notes, in the plainest Python: the reference of `settle`."""
+def without_overlaps_by_hand(notes):
+    """What DESIGN says of notes, in the plainest Python: the reference of `without_overlaps`."""
     louder = {}
     for start, length, pitch, velocity in sorted(map(tuple, notes), key=lambda n: (n[3], n[1])):
         louder[pitch, start] = (length, velocity)
@@ -45,17 +47,19 @@ def settled_by_hand(notes):
 
 
 @given(note_lists())
-def test_settle_keeps_the_louder_note_and_ends_it_at_the_next(notes):
-    assert np.array_equal(pianoroll.settle(notes), settled_by_hand(notes.tolist()))
+@example(np.array([[3, 4, 60, 50], [3, 2, 60, 90], [3, 9, 60, 90], [5, 1, 60, 20]]))
+def test_the_louder_note_stays_and_ends_at_the_next(notes):
+    expected = without_overlaps_by_hand(notes.tolist())
+    assert np.array_equal(pianoroll.without_overlaps(notes), expected)
 
 
 @given(note_lists())
 def test_notes_to_picture_to_notes_is_exact(notes):
     picture = Picture(pianoroll.paint(notes, 128, 256))
-    assert np.array_equal(pianoroll.notes_of(picture), settled_by_hand(notes.tolist()))
+    assert np.array_equal(pianoroll.notes_of(picture), without_overlaps_by_hand(notes.tolist()))
 
 
-@given(note_lists(pitches=(0, 127)))
+@given(note_lists())
 def test_what_lies_outside_the_rows_is_left_out(notes):
     levels = pianoroll.paint(notes, GAN.pitches, 120, GAN.lowest_pitch)
     whole = pianoroll.paint(notes, 128, 256)
@@ -112,16 +116,17 @@ def test_windows_cover_the_piece_and_leave_silence_out():
     assert piece.levels[64, 128] == HELD
 
 
-def test_a_tail_at_the_left_edge_is_a_note_of_velocity_64():
-    levels = np.zeros((128, 128), np.uint8)
-    levels[60, :5] = HELD
-    assert pianoroll.notes_of(Picture(levels)).tolist() == [[0, 5, 60, 64]]
-
-
-def test_a_note_at_the_right_edge_ends_there():
-    levels = np.zeros((128, 128), np.uint8)
-    levels[60, 127], levels[61, 0] = ONSET + 90, ONSET + 80
-    assert pianoroll.notes_of(Picture(levels)).tolist() == [[127, 1, 60, 90], [0, 1, 61, 80]]
+@given(hnp.arrays(np.uint8, (3, 12)))
+def test_any_gray_image_decodes_as_a_loop_does(gray):
+    """A sustain without an onset has velocity 64; a note at the right edge ends there."""
+    expected = []
+    for pitch, row in enumerate(pianoroll.snap_levels(gray).tolist()):
+        for step, pixel in enumerate(row):
+            if pixel > HELD or (pixel and (step == 0 or not row[step - 1])):
+                expected.append([step, 1, pitch, pixel - ONSET if pixel > HELD else 64])
+            elif pixel:
+                expected[-1][1] += 1
+    assert pianoroll.notes_of(Picture(gray)).tolist() == expected
 
 
 @pytest.mark.parametrize(("rows", "lowest"), [(128, 0), (106, 21)])
@@ -135,13 +140,11 @@ def test_black_and_white_pictures_decode(tmp_path, rows, lowest):
             [3, 4, 10 + lowest, 100], [9, 1, 10 + lowest, 100], [296, 4, 50 + lowest, 100]]
 
 
-@pytest.mark.parametrize("kind", ["photo", "color", "size", "text", "cut", "facts", "bomb"])
+@pytest.mark.parametrize("kind", ["photo", "size", "text", "cut", "facts", "bomb"])
 def test_a_png_that_is_no_music_is_named_in_one_line(tmp_path, kind):
     path, rng = tmp_path / "bad.png", np.random.default_rng(0)
     if kind == "photo":
         Image.fromarray(rng.integers(0, 256, (128, 128), dtype=np.uint8)).save(path)
-    elif kind == "color":
-        Image.fromarray(rng.integers(0, 256, (128, 128, 3), dtype=np.uint8)).save(path)
     elif kind == "size":
         Image.fromarray(np.zeros((90, 128), np.uint8)).save(path)
     elif kind == "text":
@@ -239,6 +242,7 @@ def test_a_full_disk_leaves_what_was_there(tmp_path):
 # ---------------------------------------------------------------- real files
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", REAL, ids=lambda path: path.stem[-24:])
 def test_the_round_trip_of_a_real_file_is_exact(tmp_path, path):
     piece = pianoroll.read_midi(path)
@@ -255,7 +259,7 @@ def notes_by_pretty_midi(path) -> np.ndarray:
                        note.velocity) for instrument in midi.instruments
                       if not instrument.is_drum for note in instrument.notes])
     start, end = np.floor(ticks[:, :2].T / (midi.resolution / 4) + 0.5).astype(int)
-    return pianoroll.settle(np.stack([start, np.maximum(end - start, 1), ticks[:, 2],
+    return pianoroll.without_overlaps(np.stack([start, np.maximum(end - start, 1), ticks[:, 2],
                                       ticks[:, 3]], axis=1))
 
 
@@ -273,6 +277,7 @@ def count_differing(path) -> tuple[int, int]:
     return len(ours | theirs), len(ours ^ theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.parametrize("path", REAL, ids=lambda path: path.stem[-24:])
 def test_read_midi_agrees_with_pretty_midi_note_for_note(path):

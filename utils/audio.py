@@ -28,10 +28,10 @@ from utils.pianoroll import MusicError
 LOWEST_RATE_HZ, HIGHEST_RATE_HZ = 16_000, 48_000
 LONGEST_S = 3600  # an hour takes up to 4 GB of memory
 MAX_BYTES = 2**21  # of a MIDI file: four times the longest recital
-TAIL_S = 3.0  # the last notes ring on at most this long
+ECHO_S = 3.0  # the last notes ring on at most this long
 RELEASE_S = 1.0  # after the last note everything is released
 PEDAL, ALL_NOTES_OFF = 64, 123  # control changes
-QUIET, SILENT = 10 ** (-60 / 20), 10 ** (-55 / 20)  # amplitudes: where a tail ends; what is silence
+QUIET, SILENT = 10 ** (-60 / 20), 10 ** (-55 / 20)  # where an echo ends; what is silence
 RMS_TARGET, PEAK_LIMIT = 10 ** (-20 / 20), 10 ** (-1 / 20)  # -20 dB on average, peaks below -1 dB
 CLIPPED = 0.999
 TEMPO, TICKS_PER_BEAT = 500_000, 10_000  # of the MIDI for the synthesizer: 20 ticks are 1 ms
@@ -90,7 +90,7 @@ def midi_to_wav(midi_path: str | Path, wav_path: str | Path,
         renderer, note = "midirenderer", str(reason)
         font = font if sound_font is not None else SHIPPED_FONT
         sound = with_midirenderer(data, font, sample_rate)
-    sound = level(trim(sound, sample_rate, midi_s))
+    sound = normalise(trim(sound, sample_rate, midi_s))
     in_memory = io.BytesIO()
     soundfile.write(in_memory, sound, sample_rate, format="WAV", subtype="PCM_16")
     del sound  # an hour of it takes 1.3 GB
@@ -108,9 +108,9 @@ def playable(midi_path: str | Path) -> tuple[bytes, float]:
 
     What any synthesizer plays: one track at one tempo, which ends 3 s after the last note, so that
     this one can die away and what follows costs nothing. A second after the last note all that is
-    still held is released: FluidSynth would play on without end. A damaged file is played as its
-    piano roll shows it. Raises `MusicError` where `pianoroll.read_midi` does (no such file, not
-    MIDI), `Silence` where there is no note, and refuses more than an hour or 2 MiB.
+    still held is released: FluidSynth would play on without end. What mido cannot read is played
+    as its piano roll shows it. Raises `MusicError` where `pianoroll.read_midi` does, `Silence`
+    where there is no note, and refuses more than an hour or 2 MiB.
     """
     path = Path(midi_path)
     if path.is_file() and path.stat().st_size > MAX_BYTES:
@@ -122,21 +122,20 @@ def playable(midi_path: str | Path) -> tuple[bytes, float]:
         pianoroll.to_midi(pianoroll.read_midi(path)).write(midi)
         midi.seek(0)
         messages, midi_s = timed_messages(mido.MidiFile(file=midi))
-    if not any(message.type == "note_on" for _, message in messages):
+    channels = {message.channel for _, message in messages if message.type == "note_on"}
+    if not channels:
         raise Silence(f"{path}: no notes, so there is nothing to hear; leave it out")
     if midi_s > LONGEST_S:
         raise MusicError(f"{path}: lasts {midi_s / 3600:.1f} hours; cut it to 1 or less")
-    track, last = mido.MidiTrack(), 0
-    channels = {message.channel for _, message in messages if message.type == "note_on"}
     messages = [pair for pair in messages if pair[0] <= midi_s + RELEASE_S]
     messages += [(midi_s + RELEASE_S, mido.Message("control_change", channel=channel,
                                                    control=control, value=0))
                  for channel in sorted(channels) for control in (PEDAL, ALL_NOTES_OFF)]
-    for second, message in [*messages, (midi_s + TAIL_S, mido.MetaMessage("end_of_track"))]:
-        if second <= midi_s + TAIL_S:
-            tick = mido.second2tick(second, TICKS_PER_BEAT, TEMPO)
-            track.append(message.copy(time=tick - last))
-            last = tick
+    track, last = mido.MidiTrack(), 0
+    for second, message in [*messages, (midi_s + ECHO_S, mido.MetaMessage("end_of_track"))]:
+        tick = mido.second2tick(second, TICKS_PER_BEAT, TEMPO)
+        track.append(message.copy(time=tick - last))
+        last = tick
     written = io.BytesIO()
     mido.MidiFile(ticks_per_beat=TICKS_PER_BEAT, tracks=[track]).save(file=written)
     return written.getvalue(), midi_s
@@ -150,13 +149,10 @@ def timed_messages(midi: mido.MidiFile) -> tuple[list[tuple[float, mido.Message]
     """
     if midi.ticks_per_beat < 0:
         raise ValueError("SMPTE")
-    messages, held, tempo = [], set(), TEMPO
-    second = end_s = 0.0
-    for message in mido.merge_tracks(midi.tracks):
-        second += mido.tick2second(message.time, midi.ticks_per_beat, tempo)
-        if message.type == "set_tempo":
-            tempo = message.tempo or tempo
-        elif not message.is_meta and message.bytes()[0] <= 0xF0:  # a channel's, or the system's
+    messages, held, second, end_s = [], set(), 0.0, 0.0
+    for message in midi:  # of all tracks, with the time in seconds
+        second += message.time
+        if not message.is_meta and message.bytes()[0] <= 0xF0:  # a channel's, or the system's
             messages.append((second, message))
         if message.type in ("note_on", "note_off"):
             key = message.channel, message.note
@@ -270,8 +266,8 @@ def resample(sound: np.ndarray, from_hz: int, to_hz: int) -> np.ndarray:
 def trim(sound: np.ndarray, sample_rate: int, midi_s: float) -> np.ndarray:
     """As long as the music, and then until its echo is gone, at most 3 s, faded out."""
     music = math.ceil(midi_s * sample_rate)
-    tail = sound[music : music + int(TAIL_S * sample_rate)]
-    audible = np.flatnonzero(np.abs(tail).max(axis=1) > QUIET * measure(sound)[0])
+    echo = sound[music : music + int(ECHO_S * sample_rate)]
+    audible = np.flatnonzero(np.abs(echo).max(axis=1) > QUIET * measure(sound)[0])
     keep = music + (int(audible[-1]) + 1 if len(audible) else 0)
     sound = sound[:keep]
     fade = min(int(0.2 * sample_rate), keep - music)
@@ -280,7 +276,7 @@ def trim(sound: np.ndarray, sample_rate: int, midi_s: float) -> np.ndarray:
     return sound if len(sound) >= music else np.pad(sound, ((0, music - len(sound)), (0, 0)))
 
 
-def level(sound: np.ndarray) -> np.ndarray:
+def normalise(sound: np.ndarray) -> np.ndarray:
     """The same array, changed to -20 dB on average, less where its peaks would pass -1 dB."""
     peak, rms = measure(sound)
     sound *= np.float32(min(PEAK_LIMIT / peak, RMS_TARGET / rms) if peak else 1)
@@ -305,7 +301,7 @@ def check_wav(wav_path: str | Path, midi_seconds: float, name: str | Path = "") 
     except (OSError, soundfile.SoundFileError):
         raise MusicError(f"{name}: no WAV that can be read; render it again") from None
     seconds, (peak, rms) = len(sound) / rate_hz, measure(sound)
-    if not midi_seconds - 0.05 <= seconds <= midi_seconds + TAIL_S + 2:
+    if not midi_seconds - 0.05 <= seconds <= midi_seconds + ECHO_S + 2:
         raise MusicError(f"{name}: lasts {seconds:.2f} s where its MIDI lasts {midi_seconds:.2f} s;"
                          " render it again")
     if rms < SILENT / 10 or peak < SILENT:

@@ -82,18 +82,19 @@ def cues(notes: np.ndarray, steps: int) -> np.ndarray:
     eight columns differ from those of the last eight (1 less the cosine similarity).
     """
     start, length, pitch, _ = notes.astype(int).T
+    length = np.minimum(length, steps - start)
     beats = np.minimum(length, BAR) / 4
     count = np.bincount(start, minlength=steps).astype(float)
     duration = np.bincount(start, beats, minlength=steps)
-    sounding = np.zeros((128, steps + 1))
-    np.add.at(sounding, (pitch, start), 1)
-    np.add.at(sounding, (pitch, np.minimum(start + length, steps)), -1)
-    sounding = sounding.cumsum(axis=1)[:, :steps] > 0
-    lowest = np.where(sounding.any(axis=0), sounding.argmax(axis=0), 128)
+    before = np.cumsum(length) - length  # pixels of the notes before it
+    column = np.repeat(start - before, length) + np.arange(length.sum())  # of each pixel of each
+    lowest = np.full(steps, 128)
+    np.minimum.at(lowest, column, np.repeat(pitch, length))
     is_bass = pitch <= minimum_filter1d(lowest, 9)[start] + 2
     bass = np.zeros(steps)
     np.maximum.at(bass, start[is_bass], beats[is_bass] + 0.5)
-    classes = np.stack([sounding[k::12].sum(axis=0) for k in range(12)])
+    classes = np.bincount(np.repeat(pitch % 12, length) * steps + column, minlength=12 * steps)
+    classes = classes.reshape(12, steps)
     total = np.pad(classes.cumsum(axis=1), ((0, 0), (9, 8)), mode="edge")
     total[:, :9] = 0
     before, after = total[:, 8:-9] - total[:, :-17], total[:, 16:-1] - total[:, 8:-9]

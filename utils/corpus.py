@@ -1,9 +1,8 @@
-"""A folder or a named collection of MIDI becomes images, for training and held out, and these are
-loaded or streamed. Explained in notebook 01.
+"""A folder or a named collection of MIDI becomes images, which are then loaded or streamed.
+Explained in notebook 01.
 
-Images are a PNG file each, or for large collections rows of parquet files that hold the same PNG
-bytes. Hugging Face's `datasets` loads both: `load_dataset("imagefolder", data_dir=...)` and
-`load_dataset("parquet", data_dir=...)`.
+Images are PNG files, or for large collections rows of parquet files that hold the same bytes.
+Hugging Face's `datasets` loads both (`load_dataset("imagefolder" or "parquet", data_dir=...)`).
 """
 
 import collections
@@ -17,8 +16,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -30,11 +28,7 @@ from tqdm import tqdm
 from utils import pianoroll
 from utils.files import MusicError, atomic, printable, write_json, write_table
 from utils.pianoroll import PRESETS
-from utils.sources import BUILTIN, collection_folder
-
-__all__ = ["BUILTIN", "Piece", "Summary", "child_processes", "choose_pieces", "convert",
-           "count_pictures", "ensure_images", "find_midi", "guarded", "load_examples",
-           "load_levels", "load_pictures", "official_split", "picture_names", "stream_levels"]
+from utils.sources import collection_folder
 
 SPLITS = ("train", "valid")
 FOLDERS = [f"{preset}/{split}" for preset in PRESETS for split in SPLITS]
@@ -73,18 +67,12 @@ class Summary:
 # ---------------------------------------------------------------- pieces and their split
 
 
-def find_midi(midi_dir: str | Path | Iterable[str | Path]) -> list[Path]:
-    """Every .mid and .midi file of a collection, in order: the files of a list, or all below a
-    folder (any depth, links to folders are not followed), an archive, a collection by name."""
-    if not isinstance(midi_dir, (str, Path)):
-        found = [Path(path) for path in midi_dir]
-        missing = next((path for path in found if not path.is_file()), None)
-        if missing:
-            raise MusicError(f"{missing}: no such file; check the list")
-    else:
-        folder = collection_folder(midi_dir)
-        found = sorted(Path(root, name) for root, _, names in os.walk(folder) for name in names
-                       if name.lower().endswith((".mid", ".midi")) and name[:2] != "._")
+def find_midi(midi_dir: str | Path) -> list[Path]:
+    """Every .mid and .midi file below a folder, in order, at any depth (links to folders are not
+    followed), or of an archive or a collection by name."""
+    folder = collection_folder(midi_dir)
+    found = sorted(Path(root, name) for root, _, names in os.walk(folder) for name in names
+                   if name.lower().endswith((".mid", ".midi")) and name[:2] != "._")
     if not found:
         raise MusicError(f"{midi_dir}: no MIDI files (.mid, .midi) in it; set midi_dir to a folder "
                          "that has some, or to 'builtin'")
@@ -103,29 +91,20 @@ def official_split(folder: Path) -> Callable[[str], str] | None:
     return None
 
 
-def choose_pieces(midi_dir: str | Path | Iterable[str | Path], max_files: int = 0, seed: int = 0
-                  ) -> list[Piece]:
+def choose_pieces(midi_dir: str | Path, max_files: int = 0, seed: int = 0) -> list[Piece]:
     """The pieces of a collection with their split, by name.
 
     The split is the publisher's where there is one (its test pieces are left out). Otherwise a
-    tenth of the whole MIDI files is held out, chosen by seed and content, so a copy under another
-    name lands on the same side. `max_files` above 0 keeps that many, chosen by seed, each split in
-    proportion.
+    tenth of the files is held out, chosen by seed and content, so a copy under another name lands
+    on the same side. `max_files` above 0 keeps that many, chosen by seed, each split in proportion.
     """
-    paths = find_midi(midi_dir)
-    folder = collection_folder(midi_dir) if isinstance(midi_dir, (str, Path)) else Path(
-        os.path.commonpath([path.absolute().parent for path in paths]))
-    with ThreadPoolExecutor() as pool:  # a thousand waiting tasks at a time: each takes memory
-        digests, whole = zip(*itertools.chain.from_iterable(
-            pool.map(_digest, paths[i : i + 1000]) for i in range(0, len(paths), 1000)),
-            strict=True)
-    sources = [printable(path.absolute().relative_to(folder.absolute()).as_posix())
-               for path in paths]
+    paths, folder = find_midi(midi_dir), collection_folder(midi_dir)
+    digests = [_digest(path) for path in paths]
     rank = {digest: hashlib.sha256(f"{seed}:{digest}".encode()).hexdigest() for digest in digests}
-    order = sorted({digest for digest, is_whole in zip(digests, whole, strict=True) if is_whole},
-                   key=rank.get)
+    order = sorted(rank, key=rank.get)
     held_out = set(order[: max(1, round(len(order) * VALID_SHARE)) if len(order) > 1 else 0])
     official = official_split(folder) or (lambda _: None)
+    sources = [printable(path.relative_to(folder).as_posix()) for path in paths]
     pieces = [Piece(str(path.absolute()), source,
                     official(source) or ("valid" if digest in held_out else "train"), digest)
               for path, source, digest in zip(paths, sources, digests, strict=True)]
@@ -139,18 +118,13 @@ def choose_pieces(midi_dir: str | Path | Iterable[str | Path], max_files: int = 
     return sorted(pieces, key=lambda piece: piece.source)
 
 
-def _digest(path: Path) -> tuple[str, bool]:
-    """sha256 of the file and whether it is whole MIDI; of its name where it cannot be read (its
-    conversion will say why)."""
+def _digest(path: Path) -> str:
+    """sha256 of the file; of its name where it cannot be read (its conversion will say why)."""
     try:
         with path.open("rb") as file:
-            data = file.read(pianoroll.MAX_BYTES + 1)
+            return hashlib.sha256(file.read(pianoroll.MAX_BYTES + 1)).hexdigest()
     except OSError:
-        return hashlib.sha256(os.fsencode(path)).hexdigest(), False
-    whole = False
-    with contextlib.suppress(MusicError):
-        whole = bool(pianoroll.split_midi(data))
-    return hashlib.sha256(data).hexdigest(), whole
+        return hashlib.sha256(os.fsencode(path)).hexdigest()
 
 
 def picture_names(pieces: list[Piece]) -> list[str]:
@@ -232,19 +206,17 @@ def _timed(function: Callable, *args: object) -> object:
 # ---------------------------------------------------------------- conversion in bulk
 
 
-def convert(midi_dir: str | Path | Iterable[str | Path], run_dir: str | Path,
-            steps_per_beat: int = 4, max_files: int = 0, jobs: int = -1, seed: int = 0,
-            storage: str = "png", hop: int = 8) -> Summary:
+def convert(midi_dir: str | Path, run_dir: str | Path, steps_per_beat: int = 4, max_files: int = 0,
+            jobs: int = -1, seed: int = 0, storage: str = "png", hop: int = 8) -> Summary:
     """Turn a collection into images: `run_dir/images/<preset>/<split>/*.png`, a metadata.csv in
     each folder, or with `storage="parquet"` files of many rows, with the same PNG bytes and facts.
 
-    `midi_dir` is a folder, an archive, a list of files or a collection's name (`utils.sources`).
-    `hop` is that of `pianoroll.windows`: 8 cuts pieces side by side, 1 begins a window at each bar.
-    The files are the same bytes whatever `jobs` is (-1: one process a core); within
-    `joblib.parallel_config(backend="dask")` a cluster does the work. What an earlier call with the
-    same settings finished is not done again; images of other settings are removed. Files that give
-    no image of their own are listed with the reason in `images/skipped.csv`. A window with the
-    pixels of another is kept once, so no piece is in both splits, under whatever name.
+    `midi_dir` is a folder, an archive or a collection's name (`utils.sources`), `hop` that of
+    `pianoroll.windows`. The files are the same bytes whatever `jobs` is (-1: one process a core);
+    within `joblib.parallel_config(backend="dask")` a cluster does the work. What an earlier call
+    with the same settings finished is not done again; images of other settings are removed. Files
+    that give no image of their own are listed with the reason in `images/skipped.csv`. A window
+    with the pixels of another is kept once, so no piece is in both splits, under whatever name.
     """
     if storage not in BATCH:
         raise MusicError(f"storage={storage!r}: choose 'png' or 'parquet'")
@@ -253,8 +225,7 @@ def convert(midi_dir: str | Path | Iterable[str | Path], run_dir: str | Path,
     images = Path(run_dir).absolute() / "images"
     pieces = choose_pieces(midi_dir, max_files, seed)
     made = _convert_pieces(pieces, images, jobs, storage, steps_per_beat, hop)
-    held_out = [piece for piece in pieces if piece.split == "valid"]
-    if len(held_out) == 1 < len(pieces) and not any(made.pictures[f] for f in FOLDERS[::2]):
+    if any(made.pictures.values()) and not any(made.pictures[f] for f in FOLDERS[::2]):
         pieces = [replace(piece, split="train") for piece in pieces]  # all others gave nothing
         made = _convert_pieces(pieces, images, jobs, storage, steps_per_beat, hop)
     if not any(made.pictures.values()):
@@ -304,12 +275,12 @@ def _convert_batch(batch: list[tuple[Piece, str]], storage: str, *settings: int)
         for piece, name in batch:
             try:
                 record["rows"] += guarded(pool, _convert_piece, piece, name, *settings)
-            except MusicError as error:
-                record["skipped"].append((piece.source, str(error).removeprefix(f"{piece.path}: ")))
-                record["final"] &= not isinstance(error, Stopped)
-            except Exception as error:  # a fault of ours in one file must not stop the others
-                reason = f"the reader fails ({str(error).partition(chr(10))[0]}); leave it out"
+            except Exception as error:  # no fault in one file, of ours either, stops the others
+                reason = str(error).removeprefix(f"{piece.path}: ")
+                if not isinstance(error, MusicError):
+                    reason = f"the reader fails ({reason.partition(chr(10))[0]}); leave it out"
                 record["skipped"].append((piece.source, reason))
+                record["final"] &= not isinstance(error, Stopped)
     return record
 
 
@@ -353,9 +324,7 @@ def _fingerprint(batch: list[tuple[Piece, str]], *settings: object) -> str:
 
 def _read_record(path: Path) -> dict:
     """What a batch became."""
-    with contextlib.suppress(OSError, ValueError):
-        return json.loads(path.read_text(encoding="utf-8"))
-    return {"rows": [], "skipped": [], "final": False}
+    return json.loads(path.read_text(encoding="utf-8"))  # it was written whole or not at all
 
 
 def _file_of(row: dict) -> str:
@@ -371,7 +340,7 @@ def _twin(row: dict, seen: dict[str, tuple[str, str]]) -> str:
 
 def _is_current(images: Path, record: dict, seen: dict[str, tuple[str, str]]) -> bool:
     """Whether a record's files are there and its duplicates are still those of today."""
-    return (record["final"] and all(row["twin"] == _twin(row, seen) for row in record["rows"])
+    return (all(row["twin"] == _twin(row, seen) for row in record["rows"])
             and all((images / file).is_file()
                     for file in {_file_of(row) for row in record["rows"] if not row["twin"]}))
 
@@ -410,7 +379,8 @@ def write_shard(path: Path, rows: list[dict]) -> None:
     if not rows:
         path.unlink(missing_ok=True)
         return
-    datasets = _datasets()
+    import datasets  # here, since it takes a second
+    datasets.disable_progress_bars()
     features = {"image": datasets.Image()} | {
         name: datasets.Value(kind) for name, kind in
         zip(METADATA, ("string", "string", "int64", "float64"), strict=True)}
@@ -419,13 +389,6 @@ def write_shard(path: Path, rows: list[dict]) -> None:
     with atomic(path) as temporary:
         datasets.Dataset.from_dict(columns, datasets.Features(features)).to_parquet(
             temporary, batch_size=ROWS_AT_ONCE)
-
-
-def _datasets() -> object:
-    """Hugging Face's library, imported where it is needed: it takes a second."""
-    import datasets
-    datasets.disable_progress_bars()
-    return datasets
 
 
 def _remove_others(images: Path, records: set[Path]) -> None:

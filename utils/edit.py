@@ -1,7 +1,8 @@
 """Put new notes into some bars of a MIDI file and keep the rest. Explained in notebook 08.
 
 All other messages stay in their track, on their tick. Which bar a note belongs to is decided on the
-grid: a note that is played a little early belongs to the bar that it leads into.
+grid: a note that is played a little early belongs to the bar that it leads into. A file that mido
+cannot read in full (a key of eight sharps, say) is refused.
 """
 
 import collections
@@ -12,11 +13,10 @@ import re
 import statistics
 from dataclasses import dataclass, replace
 from pathlib import Path
-from unittest import mock
 
 import mido
 import numpy as np
-from mido.midifiles import meta, midifiles
+from mido.midifiles.meta import _META_SPECS, MetaSpec, add_meta_spec
 
 from utils import audio, bars, pianoroll
 from utils.files import MusicError, atomic
@@ -103,9 +103,7 @@ def open_midi(path: str | Path) -> MidiPiece:
 
 def _read(data: bytes) -> mido.MidiFile:
     """A MIDI file, in ticks that are fine enough for sixteenths. Raises errors of many kinds."""
-    file = io.BytesIO(data[max(data.find(b"MThd"), 0) :])
-    with mock.patch.object(midifiles, "build_meta_message", _meta):
-        midi = mido.MidiFile(file=file, clip=True)
+    midi = mido.MidiFile(file=io.BytesIO(data[max(data.find(b"MThd"), 0) :]), clip=True)
     if midi.type > 1 or midi.ticks_per_beat < 1:
         raise ValueError("not a file of one piece in beats")
     if midi.ticks_per_beat < 24:
@@ -115,15 +113,24 @@ def _read(data: bytes) -> mido.MidiFile:
     return midi
 
 
-def _meta(kind: int, data: list[int], time: int = 0) -> mido.MetaMessage:
-    """A meta message. mido stops at an odd one, such as a key of eight sharps, and forgets the time
-    of one that it does not know, so that all that follows comes too early."""
-    try:
-        message = meta.build_meta_message(kind, data, time)
-    except Exception:  # mido raises many kinds
-        message = mido.UnknownMetaMessage(kind, data)
-    message.time = time
-    return message
+class _OtherMeta(MetaSpec):
+    """A meta event of a kind that mido does not know. Without it, mido forgets the event's time,
+    so that all that follows comes too early (mido's manual: Adding Your Own Meta Messages)."""
+
+    attributes, defaults = ["data"], [()]
+
+    def decode(self, message: mido.MetaMessage, data: list[int]) -> None:
+        message.data = tuple(data)
+
+    def encode(self, message: mido.MetaMessage) -> list[int]:
+        return list(message.data)
+
+    def check(self, name: str, value: object) -> None:
+        """Any data will do."""
+
+
+for _kind in set(range(128)) - set(_META_SPECS):
+    add_meta_spec(type("OtherMeta", (_OtherMeta,), {"type_byte": _kind, "type": f"meta_{_kind}"}))
 
 
 def _is_note(message: mido.Message) -> bool:
@@ -396,20 +403,17 @@ def _strike(channel: int, pitch: int, velocity: int, on: int, off: int) -> list[
 
 
 def _as_usual(piece: MidiPiece, begin: int) -> list[tuple[int, int, mido.Message]]:
-    """(track, tick, message) that lift pedals and restore the tempo from a tick on."""
-    tempo, found = round(60e6 / tempo_after(piece)), {}
-    for tick, track, message in sorted(
+    """(track, tick, message) that lift the pedals and restore the usual tempo at a tick."""
+    last = {}  # the last tempo, and the last pedal of each channel
+    for _, track, message in sorted(
             ((tick, track, message) for track, pairs in enumerate(piece.messages)
-             for tick, message in pairs), key=lambda event: event[0]):
+             for tick, message in pairs if tick <= begin), key=lambda event: event[0]):
         if message.type == "set_tempo":
-            key, is_usual, usual = "tempo", message.tempo == tempo, {"tempo": tempo}
-        elif message.type == "control_change" and message.control == PEDAL:
-            key, is_usual, usual = message.channel, message.value < 64, {"value": 0}
-        else:
-            continue
-        found[key if tick <= begin else (key, tick)] = (
-            None if is_usual else (track, max(tick, begin), message.copy(**usual)))
-    return [change for change in found.values() if change]
+            last["tempo"] = track, message, {"tempo": round(60e6 / tempo_after(piece))}
+        elif message.is_cc(PEDAL):
+            last[message.channel] = track, message, {"value": 0}
+    return [(track, begin, message.copy(**usual)) for track, message, usual in last.values()
+            if message.copy(**usual) != message]
 
 
 def _assemble(piece: MidiPiece, tracks: list[list[tuple[int, int, mido.Message]]]) -> mido.MidiFile:

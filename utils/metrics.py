@@ -1,14 +1,12 @@
-"""How musical a set of piano rolls is, and how far it stands from another set.
+"""How musical a set of piano rolls is, and how far from another set. Explained in notebook 07.
 
-`features` turns rolls (uint8 levels [N, pitches, steps], see `utils.pianoroll`) into one row of
-numbers each. `overlap`, `frechet` and `diversity` compare two such tables; `fixed_places`,
-`nearest` and `memorised_share` look at the rolls themselves. `shuffled_columns` and
-`random_notes` make the controls without which none of these numbers means anything. Explained in
-notebook 07_evaluate.
+`features` turns piano rolls, uint8 [N, pitches, steps], into one row of numbers each. `overlap`,
+`frechet` and `diversity` compare two such tables; `fixed_places`, `nearest` and `memorised_share`
+look at the rolls themselves; `shuffled_columns` and `random_notes` make the controls.
 
 A roll without notes is 0 in every feature, but for silent_share, consonance, groove_similarity
-and rhythm_correlation, which are 1 (all is silent, nothing clashes, all bars are equal). No
-feature is ever NaN. Input of the wrong kind raises `MusicError`.
+and rhythm_correlation, which are 1. No feature is ever NaN. Input of the wrong kind raises
+`MusicError`.
 """
 
 from typing import Literal, NamedTuple
@@ -20,7 +18,7 @@ from scipy.signal import fftconvolve
 from scipy.spatial.distance import pdist
 
 from utils.files import MusicError
-from utils.pianoroll import HELD, ONSET, SILENCE, VELOCITY_UNKNOWN, paint, snap_levels
+from utils.pianoroll import SILENCE, Picture, notes_of, paint, snap_levels
 
 MAJOR = np.array([1, 0, 1, 0, 1, 1, 0, 1, 0, 1, 0, 1])
 GRID = 4096  # cells of the grid on which densities of distances are estimated
@@ -55,110 +53,81 @@ FEATURES = {
 }
 
 
-def notes_of_set(levels: np.ndarray, lowest_pitch: int) -> np.ndarray:
-    """All notes of all rolls -> int64 [M, 5]: roll, start, length (steps), MIDI pitch, velocity.
+def notes_of_set(rolls: np.ndarray, lowest_pitch: int) -> np.ndarray:
+    """All notes of all rolls, int64 [M, 5]: roll, start, length (steps), MIDI pitch, velocity.
 
-    In order of roll, start, pitch. A run without a head is a note of velocity 64, as in
-    `utils.pianoroll.notes_of`.
+    In order of roll, start, pitch; decoded as by `pianoroll.notes_of`.
     """
-    levels = snap_levels(_checked(levels))
-    sounding, head = levels != SILENCE, levels > HELD
-    head[..., 0] |= sounding[..., 0]
-    head[..., 1:] |= sounding[..., 1:] & ~sounding[..., :-1]
-    last = sounding.copy()  # the last column of each note: silence or another head comes next
-    last[..., :-1] &= head[..., 1:] | ~sounding[..., 1:]
-    roll, row, start = np.nonzero(head)  # heads and last columns pair up: both in row order
-    length = np.nonzero(last)[2] - start + 1
-    level = levels[roll, row, start].astype(int)
-    velocity = np.where(level > HELD, level - ONSET, VELOCITY_UNKNOWN)
-    order = np.argsort(roll * levels.shape[2] + start, kind="stable")
+    rolls = _checked(rolls)
+    n, pitches, steps = rolls.shape
+    start, length, row, velocity = notes_of(Picture(rolls.reshape(n * pitches, steps))).T
+    roll, row = np.divmod(row.astype(int), pitches)
+    order = np.argsort(roll * steps + start, kind="stable")
     return np.stack([roll, start, length, row + lowest_pitch, velocity], 1)[order]
 
 
-def features(
-    levels: np.ndarray, lowest_pitch: int, steps_per_beat: int = 4, steps_per_bar: int = 16
-) -> np.ndarray:
-    """Features of each roll -> float64 [N, F], one column for each name in FEATURES, in its order.
+def features(rolls: np.ndarray, lowest_pitch: int, steps_per_beat: int = 4,
+             steps_per_bar: int = 16) -> np.ndarray:
+    """Features of each roll, float64 [N, F], one column for each name in FEATURES, in its order.
 
     polyphony, pitch_range, pitch_class_entropy: as in MusPy (Dong et al., ISMIR 2020).
-    pitch_class_entropy: -sum p log2 p over the notes' pitch classes (Wu & Yang, ISMIR 2020).
-    in_key_rate: the largest share of notes in a major or natural minor scale (scale consistency;
-      Mogren 2016). A natural minor scale has the notes of its relative major, so the 24 keys are
-      12 sets of pitch classes.
+    in_key_rate: the largest share of notes in one of the 24 keys (scale consistency; Mogren 2016).
+      A natural minor scale has the notes of its relative major: 12 sets of pitch classes.
     onset_distance: between columns in which at least one note starts.
     melodic_leap: mean absolute interval along the skyline (Uitdenbogerd & Zobel 1998): the notes
       above which nothing sounds when they start.
-    consonance: pairs of notes that start in one column, folded into an octave; unison, thirds,
-      fourth, fifth, sixths and octave are consonant, seconds, tritone and sevenths are not.
+    consonance: pairs of notes that start in one column; unison, thirds, fourth, fifth, sixths and
+      octave are consonant, in any octave.
     qualified_note_rate: after MuseGAN (Dong et al., AAAI 2018), here two steps or longer.
     groove_similarity: 1 - mean Hamming distance between the onset columns of neighbouring bars
-      (Wu & Yang 2020). Very sparse and very dense rolls are alike by default, hence the next one.
+      (Wu & Yang, ISMIR 2020). Sparse rolls are alike by default, hence the next one.
     rhythm_correlation: autocorrelation, one bar apart, of the number of notes that start in a
-      column: about 0 for onsets at random. Both are 1 where there is no difference to measure.
+      column: about 0 for onsets at random.
     """
-    levels, blocks = _checked(levels), []
-    for at in range(0, len(levels), 256):  # bounded memory
-        blocks.append(_features(levels[at : at + 256], lowest_pitch, steps_per_beat, steps_per_bar))
+    rolls = _checked(rolls)
+    blocks = [_features(rolls[at : at + 256], lowest_pitch, steps_per_beat, steps_per_bar)
+              for at in range(0, len(rolls), 256)]  # bounded memory
     return np.concatenate(blocks) if blocks else np.zeros((0, len(FEATURES)))
 
 
-def _features(levels, lowest_pitch, steps_per_beat, steps_per_bar):
-    levels = snap_levels(levels)
-    n, pitches, steps = levels.shape
-    notes = notes_of_set(levels, lowest_pitch)
-    roll, start, length, pitch, velocity = notes.T
+def _features(rolls, lowest_pitch, steps_per_beat, steps_per_bar):
+    n, pitches, steps = rolls.shape
+    roll, start, length, pitch, velocity = notes_of_set(rolls, lowest_pitch).T
+    active = snap_levels(rolls) != SILENCE
+    at_once = active.sum(1)  # [n, steps]
+    active_steps = (at_once > 0).sum(1)
+    used = active.any(2)  # [n, pitches]
     count = np.bincount(roll, minlength=n)
     some = np.maximum(count, 1)
-    result = {"notes_per_bar": count * steps_per_bar / steps}
-
-    sounding = levels != SILENCE
-    at_once = sounding.sum(1)  # [n, steps]
-    lit_steps = (at_once > 0).sum(1)
-    result["polyphony"] = at_once.sum(1) / np.maximum(lit_steps, 1)
-    result["silent_share"] = 1 - lit_steps / steps
-
-    used = sounding.any(2)  # [n, pitches]
-    highest, lowest = pitches - 1 - used[:, ::-1].argmax(1), used.argmax(1)
-    result["pitch_range"] = np.where(count > 0, highest - lowest, 0)
-    result["pitch_mean"], _ = _mean_and_spread(roll, pitch, n)
-
+    column = roll * steps + start
     classes = np.bincount(roll * 12 + pitch % 12, minlength=n * 12).reshape(n, 12)
     p = classes / some[:, None]
-    result["pitch_class_entropy"] = -(p * np.log2(np.where(p > 0, p, 1))).sum(1)
     keys = np.stack([np.roll(MAJOR, tonic) for tonic in range(12)], 1)  # [class, key]
-    result["in_key_rate"] = (classes @ keys).max(1) / some
-
-    mean, spread = _mean_and_spread(roll, length / steps_per_beat, n)
-    result["note_length"], result["note_length_spread"] = mean, spread
-    column = np.unique(roll * steps + start)  # columns with an onset, over all rolls
-    same_roll = column[1:] // steps == column[:-1] // steps
-    mean, spread = _mean_and_spread(
-        (column[1:] // steps)[same_roll], np.diff(column)[same_roll] / steps_per_beat, n
-    )
-    result["onset_distance"], result["onset_distance_spread"] = mean, spread
-
-    top = pitches - 1 - sounding[:, ::-1].argmax(1)  # [n, steps], highest sounding row
-    skyline = notes[pitch - lowest_pitch == top[roll, start]]
-    same_roll = skyline[1:, 0] == skyline[:-1, 0]
-    leaps = np.abs(np.diff(skyline[:, 3]))[same_roll]
-    result["melodic_leap"], _ = _mean_and_spread(skyline[1:, 0][same_roll], leaps, n)
-
-    result["consonance"] = _consonance(roll * steps + start, pitch, steps, n)
-    result["qualified_note_rate"] = np.bincount(roll, length >= 2, minlength=n) / some
-    onsets = np.zeros(n * steps, bool)
-    onsets[column] = True
-    bars = steps // steps_per_bar
-    bar = onsets.reshape(n, steps)[:, : bars * steps_per_bar].reshape(n, bars, steps_per_bar)
-    different = (bar[:, 1:] != bar[:, :-1]).sum((1, 2))
-    result["groove_similarity"] = 1 - different / max((bars - 1) * steps_per_bar, 1)
-    starts = np.bincount(roll * steps + start, minlength=n * steps).reshape(n, steps)
-    starts = starts - starts.mean(1, keepdims=True)
-    now, later = starts[:, :-steps_per_bar], starts[:, steps_per_bar:]
-    power = np.sqrt((now**2).sum(1) * (later**2).sum(1))
-    result["rhythm_correlation"] = np.where(
-        power > 0, (now * later).sum(1) / np.where(power > 0, power, 1), 1.0
-    )
-    _, result["velocity_spread"] = _mean_and_spread(roll, velocity, n)
+    length_mean, length_spread = _mean_and_spread(roll, length / steps_per_beat, n)
+    distance_mean, distance_spread = _mean_and_spread(
+        *_steps_between(*np.divmod(np.unique(column), steps)), n)
+    top = pitches - 1 - active[:, ::-1].argmax(1)  # [n, steps], highest active row
+    skyline = pitch - lowest_pitch == top[roll, start]
+    onsets = np.bincount(column, minlength=n * steps).reshape(n, steps)
+    result = {
+        "notes_per_bar": count * steps_per_bar / steps,
+        "polyphony": at_once.sum(1) / np.maximum(active_steps, 1),
+        "silent_share": 1 - active_steps / steps,
+        "pitch_range": np.where(count > 0, pitches - 1 - used[:, ::-1].argmax(1) - used.argmax(1),
+                                0),
+        "pitch_mean": _mean_and_spread(roll, pitch, n)[0],
+        "pitch_class_entropy": -(p * np.log2(np.where(p > 0, p, 1))).sum(1),
+        "in_key_rate": (classes @ keys).max(1) / some,
+        "note_length": length_mean,
+        "note_length_spread": length_spread,
+        "onset_distance": distance_mean / steps_per_beat,
+        "onset_distance_spread": distance_spread / steps_per_beat,
+        "melodic_leap": _mean_and_spread(*_steps_between(roll[skyline], pitch[skyline]), n)[0],
+        "consonance": _consonance(column, pitch, steps, n),
+        "qualified_note_rate": np.bincount(roll, length >= 2, minlength=n) / some,
+        "groove_similarity": _groove_similarity(onsets > 0, steps_per_bar),
+        "rhythm_correlation": _rhythm_correlation(onsets, steps_per_bar),
+        "velocity_spread": _mean_and_spread(roll, velocity, n)[1]}
     return np.stack([result[name] for name in FEATURES], 1).astype(float)
 
 
@@ -167,6 +136,12 @@ def _mean_and_spread(group, values, n):
     count = np.maximum(np.bincount(group, minlength=n), 1)
     mean = np.bincount(group, values, n) / count
     return mean, np.sqrt(np.bincount(group, (values - mean[group]) ** 2, n) / count)
+
+
+def _steps_between(group, values):
+    """How far each value is from the one before it in its group: the groups, the distances."""
+    same = group[1:] == group[:-1]
+    return group[1:][same], np.abs(np.diff(values))[same]
 
 
 def _consonance(column, pitch, steps, n):
@@ -181,17 +156,32 @@ def _consonance(column, pitch, steps, n):
     return np.where(pairs > 0, agree / np.maximum(pairs, 1), 1.0)
 
 
-def overlap(
-    reference: np.ndarray, generated: np.ndarray, of: Literal["distances", "values"] = "distances"
-) -> tuple[np.ndarray, np.ndarray]:
-    """Overlapping area (0..1, 1 is best) and KLD (nats, 0 is best) -> two float64 [F].
+def _groove_similarity(has_onset, steps_per_bar):
+    """1 less the mean Hamming distance of neighbouring bars, from bool [n, steps]."""
+    n, bars = len(has_onset), has_onset.shape[1] // steps_per_bar
+    bar = has_onset[:, : bars * steps_per_bar].reshape(n, bars, steps_per_bar)
+    different = (bar[:, 1:] != bar[:, :-1]).sum((1, 2))
+    return 1 - different / max((bars - 1) * steps_per_bar, 1)
+
+
+def _rhythm_correlation(onsets, steps_per_bar):
+    """Correlation of the onsets [n, steps] with those a bar later; 1 where nothing varies."""
+    onsets = onsets - onsets.mean(1, keepdims=True)
+    now, later = onsets[:, :-steps_per_bar], onsets[:, steps_per_bar:]
+    power = np.sqrt((now**2).sum(1) * (later**2).sum(1))
+    return np.where(power > 0, (now * later).sum(1) / np.where(power > 0, power, 1), 1.0)
+
+
+def overlap(reference: np.ndarray, generated: np.ndarray,
+            of: Literal["distances", "values"] = "distances") -> tuple[np.ndarray, np.ndarray]:
+    """Overlapping area (0..1, 1 is best) and KLD (nats, 0 is best), two float64 [F].
 
     Yang & Lerch, "On the evaluation of generative models in music" (2020): per feature, the
     distances |a - b| within the reference against those between reference and generated, as
     densities by kernel estimation. OA is the integral of the smaller density, KLD is
     KL(within || between). Unlike the authors' code both densities are taken on one grid, with one
     bandwidth (Scott's rule for the smaller set) and mirrored at the ends, since no distance is
-    negative. `of="values"` compares the features themselves: stricter, easier to draw.
+    negative. `of="values"` compares the features themselves: stricter.
     """
     if of not in ("distances", "values"):
         raise MusicError(f"overlap of {of!r}? choose 'distances' or 'values'")
@@ -280,16 +270,13 @@ def compare(reference: np.ndarray, generated: np.ndarray) -> dict[str, float]:
     The rows of a report need sets of one size: with fewer rolls even real music stands further off.
     """
     area, kld = overlap(reference, generated)
-    return {
-        "overlap": float(area.mean()),
-        "value_overlap": float(overlap(reference, generated, of="values")[0].mean()),
-        "kld": float(kld.mean()),
-        "frechet": frechet(reference, generated),
-        "diversity": diversity(reference, generated),
-    }
+    value_area, _ = overlap(reference, generated, of="values")
+    return {"overlap": float(area.mean()), "value_overlap": float(value_area.mean()),
+            "kld": float(kld.mean()), "frechet": frechet(reference, generated),
+            "diversity": diversity(reference, generated)}
 
 
-def fixed_places(levels: np.ndarray, steps_per_bar: int = 16) -> float:
+def fixed_places(rolls: np.ndarray, steps_per_bar: int = 16) -> float:
     """How much more two rolls of a set overlap as they are than shifted in time; music scores 1.
 
     The overlap of two rolls is the number of (pitch, step) pixels active in both, divided by the
@@ -299,13 +286,12 @@ def fixed_places(levels: np.ndarray, steps_per_bar: int = 16) -> float:
     show it. 1 also for rolls that overlap at no shift. Raises MusicError for fewer than two rolls
     or less than two bars. Used in notebook 07.
     """
-    levels = _checked(levels)
-    if len(levels) < 2 or levels.shape[2] < 2 * steps_per_bar:
-        raise MusicError(
-            f"fixed places need two rolls of two bars, not {len(levels)} of {levels.shape[2]} steps"
-        )
-    active = snap_levels(levels) != SILENCE
-    shifts = range(steps_per_bar, levels.shape[2] - steps_per_bar + 1, steps_per_bar)
+    rolls = _checked(rolls)
+    if len(rolls) < 2 or rolls.shape[2] < 2 * steps_per_bar:
+        raise MusicError(f"fixed places need two rolls of two bars, not {len(rolls)} of "
+                         f"{rolls.shape[2]} steps")
+    active = snap_levels(rolls) != SILENCE
+    shifts = range(steps_per_bar, rolls.shape[2] - steps_per_bar + 1, steps_per_bar)
     shifted = np.mean([_pair_overlap(active, np.roll(active, shift, 2)) for shift in shifts])
     return float(_pair_overlap(active, active) / shifted) if shifted else 1.0
 
@@ -319,27 +305,24 @@ def _pair_overlap(a, b):
     return share[~np.eye(len(size), dtype=bool)].mean()
 
 
-def nearest(
-    levels: np.ndarray, training: np.ndarray, max_transpose: int = 6, max_shift: int = 16
-) -> tuple[np.ndarray, np.ndarray]:
-    """The most similar training roll of each roll -> similarity float64 [N], its index int [N].
+def nearest(rolls: np.ndarray, training: np.ndarray, max_transpose: int = 6, max_shift: int = 16
+            ) -> tuple[np.ndarray, np.ndarray]:
+    """The most similar training roll of each roll: similarity float64 [N], its index int [N].
 
     Similarity is the F1 of onsets, 2 |A and B| / (|A| + |B|), over (pitch, step) pairs: 1 for a
     copy. The best of all transpositions up to +-max_transpose semitones and of all shifts up to
     +-max_shift steps counts, so a copy in another key or a bit later is found; a shift of s steps
     costs what it pushes over the edge. One core compares about 40,000 pairs of rolls a second.
     """
-    levels, training = _checked(levels), _checked(training)
-    if levels.shape[1:] != training.shape[1:] or not len(training):
-        raise MusicError(
-            f"rolls {levels.shape} and training rolls {training.shape} must share rows and columns;"
-            " compare pictures of one preset"
-        )
-    ours, known = _onsets(levels), _onsets(training)
+    rolls, training = _checked(rolls), _checked(training)
+    if rolls.shape[1:] != training.shape[1:] or not len(training):
+        raise MusicError(f"rolls {rolls.shape} and training rolls {training.shape} must share "
+                         "rows and columns; compare images of one preset")
+    ours, known = _onsets(rolls), _onsets(training)
     total = (ours.sum((1, 2))[:, None] + known.sum((1, 2))).clip(1)
     known = sparse.csc_matrix(known.reshape(len(known), -1).T.astype(np.float32))
     size = (len(ours), known.shape[0])
-    similarity = np.zeros((len(levels), len(training)), np.float32)
+    similarity = np.zeros((len(rolls), len(training)), np.float32)
     roll, row, step = np.nonzero(ours)
     for semitones in range(-max_transpose, max_transpose + 1):
         for shift in range(-max_shift, max_shift + 1):
@@ -361,21 +344,21 @@ def memorised_share(generated: np.ndarray, held_out: np.ndarray) -> float:
     return float(np.mean(np.asarray(generated) > np.quantile(held_out, 0.95)))
 
 
-def shuffled_columns(levels: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Control: the columns of each roll in random order. Breaks time; torn tails become notes."""
-    levels = _checked(levels)
-    order = np.random.default_rng(seed).random((len(levels), levels.shape[2])).argsort(1)
-    return np.take_along_axis(levels, order[:, None], axis=2)
+def shuffled_columns(rolls: np.ndarray, seed: int = 0) -> np.ndarray:
+    """Control: the columns of each roll in random order. Sustains cut off become notes."""
+    rolls = _checked(rolls)
+    order = np.random.default_rng(seed).random((len(rolls), rolls.shape[2])).argsort(1)
+    return np.take_along_axis(rolls, order[:, None], axis=2)
 
 
-def random_notes(levels: np.ndarray, seed: int = 0) -> np.ndarray:
+def random_notes(rolls: np.ndarray, seed: int = 0) -> np.ndarray:
     """Control: each roll's notes at random places within its own pitch range.
 
     Their number (but for collisions), lengths and velocities stay; pitch and start are uniform.
     """
-    rng, result = np.random.default_rng(seed), np.zeros_like(_checked(levels))
+    rng, result = np.random.default_rng(seed), np.zeros_like(_checked(rolls))
     n, pitches, steps = result.shape
-    notes = notes_of_set(levels, 0)
+    notes = notes_of_set(rolls, 0)
     for at, own in enumerate(np.split(notes[:, 1:], np.searchsorted(notes[:, 0], range(1, n)))):
         if len(own):
             low, high = own[:, 2].min(), own[:, 2].max()
@@ -385,22 +368,20 @@ def random_notes(levels: np.ndarray, seed: int = 0) -> np.ndarray:
     return result
 
 
-def _onsets(levels):
+def _onsets(rolls):
     """Where notes start, bool [N, pitches, steps]."""
-    onsets = np.zeros(levels.shape, bool)
-    roll, start, _, row, _ = notes_of_set(levels, 0).T
+    onsets = np.zeros(rolls.shape, bool)
+    roll, start, _, row, _ = notes_of_set(rolls, 0).T
     onsets[roll, row, start] = True
     return onsets
 
 
-def _checked(levels):
-    levels = np.asarray(levels)
-    if levels.ndim != 3 or levels.dtype != np.uint8 or 0 in levels.shape[1:]:
-        raise MusicError(
-            f"rolls must be uint8 [N, pitches, steps], not {levels.dtype} {list(levels.shape)};"
-            " stack the levels of pictures"
-        )
-    return levels
+def _checked(rolls):
+    rolls = np.asarray(rolls)
+    if rolls.ndim != 3 or rolls.dtype != np.uint8 or 0 in rolls.shape[1:]:
+        raise MusicError(f"rolls must be uint8 [N, pitches, steps], not {rolls.dtype} "
+                         f"{list(rolls.shape)}; stack the pixels of images")
+    return rolls
 
 
 def _tables(*tables):
