@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import NormalDist
 
 import nbformat
+import notebook_code
 import numpy as np
 import papermill
 import pytest
@@ -38,28 +39,12 @@ print(gray.shape, gray.min() >= 0, gray.max() <= 1, np.isfinite(gray).all(),
 """
 
 
-def code_cells():
-    return [cell for cell in nbformat.read(NOTEBOOK, 4).cells if cell.cell_type == "code"]
-
-
-def is_definition(node):
-    """A function or an import, or a constant: a name in capitals."""
-    names = [name.id for name in ast.walk(node)
-             if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store)]
-    constant = isinstance(node, ast.Assign) and names and all(name.isupper() for name in names)
-    return constant or isinstance(node, (ast.FunctionDef, ast.Import, ast.ImportFrom))
-
-
 @pytest.fixture(scope="module")
 def lesson():
     """What the notebook defines, without running its training."""
-    names = {"latent_dim": 14, "seed": 0, "penalty_weight": 0.3,
-             "rolls": np.linspace(180, 220, 1000).astype(np.uint8)}
-    for cell in code_cells():
-        if "google.colab" not in cell.source:
-            nodes = [node for node in ast.parse(cell.source).body if is_definition(node)]
-            exec(compile(ast.Module(nodes, []), cell.id, "exec"), names)
-    return names
+    return notebook_code.definitions(NOTEBOOK, {
+        "latent_dim": 14, "seed": 0, "penalty_weight": 0.3,
+        "rolls": np.linspace(180, 220, 1000).astype(np.uint8)})
 
 
 # ---------------------------------------------------------------- the networks
@@ -453,9 +438,8 @@ def program(folder, after=None, **parameters):
     `after` maps a text to code that runs after the cell with this text.
     """
     code = []
-    for cell in code_cells():
-        if "google.colab" not in cell.source:
-            code.append(cell.source)
+    for cell in notebook_code.code_cells(NOTEBOOK):
+        code.append(cell.source)
         if "parameters" in cell.metadata.get("tags", []):
             given = {"run_dir": str(folder), "batch_size": 2} | parameters
             code += [f"{name} = {value!r}" for name, value in given.items()]
@@ -589,9 +573,7 @@ def test_a_new_training_keeps_the_checkpoint_of_the_earlier_one(trained, tmp_pat
 
 
 def test_what_it_prints_can_be_printed_on_windows():
-    for cell in code_cells():
-        if "google.colab" in cell.source:
-            continue
+    for cell in notebook_code.code_cells(NOTEBOOK):
         for call in ast.walk(ast.parse(cell.source)):
             if isinstance(call, ast.Call) and ast.unparse(call.func) in ("print", "tqdm.write"):
                 ast.unparse(call).encode("cp1252")
