@@ -433,13 +433,14 @@ def test_resume_goes_on_where_it_was(trained):
 
 
 def program(folder, after=None, **parameters):
-    """Notebook 03 up to the end of its training, as a plain program.
+    """Notebook 03 up to the end of its training, without its toys, as a plain program.
 
     `after` maps a text to code that runs after the cell with this text.
     """
     code = []
     for cell in notebook_code.code_cells(NOTEBOOK):
-        code.append(cell.source)
+        if "show.show_figure(" not in cell.source and "runs.items()" not in cell.source:
+            code.append(cell.source)
         if "parameters" in cell.metadata.get("tags", []):
             given = {"run_dir": str(folder), "batch_size": 2} | parameters
             code += [f"{name} = {value!r}" for name, value in given.items()]

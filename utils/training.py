@@ -11,14 +11,17 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from tqdm import tqdm
 
+from utils import corpus
 from utils.files import MusicError, atomic, write_table
 
+OVERHEAD = 1.15  # what a step takes beyond its gradients: the optimizer and the EMA
 SAVE_EVERY_S = 60  # seconds of training between two checkpoints, at most
 FACTS = {"about", "step", "train_steps", "log"}  # in each checkpoint, beside the training's state
 
@@ -37,13 +40,62 @@ def read_arrays(path: Path) -> dict[str, Any]:
 
 
 def steps_within(minutes: float, one_step: Callable[[], None], repeats: int = 6) -> int:
-    """How many steps fit into `minutes`, at least 4, by the fastest of a few; one more warms up."""
+    """How many steps fit into `minutes`, at least 4. `one_step()` computes a step's gradients; the
+    fastest of `repeats` calls counts, after one to warm up."""
     took_s = []
     for _ in range(1 + repeats):
         start_s = time.perf_counter()
         one_step()
         took_s.append(time.perf_counter() - start_s)
-    return max(4, int(60 * minutes / min(took_s[1:])))
+    return max(4, int(60 * minutes / OVERHEAD / min(took_s[1:])))
+
+
+# ---------------------------------------------------------------- what to learn from
+
+
+def shares_of_one(**shares: float) -> None:
+    """Refuse a share that is above 1, or below 0 and not the -1 that leaves it open."""
+    for name, value in shares.items():
+        if not (0 <= value <= 1 or value == -1):
+            raise MusicError(f"{name} is {value}; choose 0 to 1")
+
+
+def sources_of(styles: str, images: Path, batch_size: int) -> dict[str, tuple[Path, int]]:
+    """The folder of images and the number of images in a batch of each style, by name.
+
+    `styles` is `name=run_dir:images, ...`; where it is empty, `images` is the only folder, and its
+    style has no name. Raises `MusicError` where the numbers do not add up to `batch_size`.
+    """
+    if not styles:
+        return {"": (images, batch_size)}
+    try:
+        pairs = [item.strip().partition("=")[::2] for item in styles.split(",")]
+        found = {name: (Path(folder.rpartition(":")[0]) / "images" / "diffusion" / "train",
+                        int(folder.rpartition(":")[2])) for name, folder in pairs}
+    except ValueError:
+        found = {}
+    shares = [share for _, share in found.values()]
+    if not found or min(shares) < 1 or sum(shares) != batch_size:
+        raise MusicError(f"styles {styles!r}: write name=run_dir:images, separated by commas, "
+                         f"{batch_size} images in all")
+    return found
+
+
+def read_ahead(sources: dict[str, tuple[Path, int]], preset_name: str, seed: int, start: int
+               ) -> Iterator[np.ndarray]:
+    """Batches for ever, from batch `start`: uint8 `[B, pitches, steps]`, those of each source in
+    turn. The next batch is read while this one is used."""
+    streams = [corpus.stream_levels(folder, share, preset_name, seed, start)
+               for folder, share in sources.values()]
+    with ThreadPoolExecutor(1) as reader:
+        ahead = reader.submit(lambda: [next(stream) for stream in streams])
+        while True:
+            batch = ahead.result()
+            ahead = reader.submit(lambda: [next(stream) for stream in streams])
+            yield np.concatenate(batch)
+
+
+# ---------------------------------------------------------------- the training
 
 
 class Training:
@@ -69,6 +121,7 @@ class Training:
         `remedy` is what to do when a loss is not a number. Raises for a damaged checkpoint."""
         self.path, self.log_path = Path(path), Path(log_path)
         self.train_steps, self.minutes, self.save_every = train_steps, minutes, save_every
+        self._given_steps = train_steps
         self.batch_size, self.write, self.read, self.remedy = batch_size, write, read, remedy
         self.step, self.names, self.rows, self.about = 0, [], [], {}
         self.quiet = False  # True in all processes but one: they save and show nothing
@@ -93,8 +146,8 @@ class Training:
 
     def plan(self, one_step: Callable[[], None]) -> int:
         """The number of steps: as given, as a resumed run had it, or as many as fit into
-        `minutes` where `one_step()` does the work of one without changing a weight."""
-        if not self.train_steps:
+        `minutes`, where `one_step()` computes the gradients of one."""
+        if not self._given_steps:
             self.train_steps = (self.saved["train_steps"] if self.saved
                                 else steps_within(self.minutes, one_step))
         return self.train_steps
