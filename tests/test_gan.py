@@ -414,8 +414,8 @@ def test_it_trains_on_fewer_pictures_than_a_batch_and_says_why_it_stopped(traine
     words = ("silent", "empty", "alike", "noise", "no fault")
     assert any(word in said for word in words), "the notebook says how the samples are"
     assert [row["step"] for row in first] == ["1", "2", "3"]
-    assert list(first[0]) == ["step", "p_real", "p_fake", "generator_loss", "discriminator_loss",
-                              "penalty", "pictures_per_s"]
+    assert list(first[0]) == ["step", "p_real", "p_fake", "discriminator_loss", "penalty",
+                              "generator_loss", "pictures_per_s"]
     for name in ("figures/gan_progress.gif", "figures/gan_probabilities.png",
                  "figures/latent_walk.gif", "models/gan_generator.keras",
                  "models/gan_discriminator.keras"):
