@@ -411,8 +411,6 @@ def trained(tmp_path_factory):
 def test_it_trains_on_fewer_pictures_than_a_batch_and_says_why_it_stopped(trained):
     run_dir, said, (first, _), _ = trained
     assert "stopped at step 3: train_steps are done" in said
-    words = ("silent", "empty", "alike", "noise", "no fault")
-    assert any(word in said for word in words), "the notebook says how the samples are"
     assert [row["step"] for row in first] == ["1", "2", "3"]
     assert list(first[0]) == ["step", "p_real", "p_fake", "discriminator_loss", "penalty",
                               "generator_loss", "pictures_per_s"]
