@@ -1,4 +1,4 @@
-"""Samples and training pictures a second: notebook 03's networks and the original project's.
+"""Samples and training images a second: notebook 03's networks and the original project's.
 
     python tests/benchmarks/bench_gan.py
 
@@ -8,9 +8,6 @@ reach that cost. Its discriminator is taken as five strided convolutions. Both a
 run, on this machine, in 32 bits, each with the batch that suits it.
 """
 
-import contextlib
-import io
-import math
 import os
 import sys
 import time
@@ -20,15 +17,14 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
 os.environ["TF_ENABLE_ONEDNN_OPTS"] = "1"
 
 import keras
-import nbformat
 import numpy as np
 import tensorflow as tf
 from keras import layers, ops
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from utils import pianoroll
+import notebook_code
 
 WIDE = 384
 
@@ -47,34 +43,26 @@ def original_generator():
 
 
 def original_discriminator():
-    picture = x = keras.Input([106, 300, 1])
+    image = x = keras.Input([106, 300, 1])
     for filters in (64, 128, 256, 512, 512):
         x = layers.LeakyReLU()(layers.Conv2D(filters, 5, 2, padding="same")(x))
-    return keras.Model(picture, layers.Dense(1)(layers.Flatten()(x)))
+    return keras.Model(image, layers.Dense(1)(layers.Flatten()(x)))
 
 
-def notebook_networks():
-    """The two networks and the GAN of notebook 03, as its cells define them."""
+def notebook_game():
+    """Notebook 03's two networks and a round of its game, as its cells define them."""
     path = ROOT / "notebooks" / "03_train_gan_tf.ipynb"
-    cells = [c.source for c in nbformat.read(path, 4).cells if c.cell_type == "code"]
-    marks = ("def fold", "def unfold", "def spread", "def upsample", "QUIET = ", "def later",
-             "def with_heads", "SOFT, LOUD = ", "def to_planes", "def read_planes",
-             "def batch_spread", "def pitches_at_once", "def by_bar", "def shift_all",
-             "def build_generator", "def painter_of", "def build_discriminator", "def augment",
-             "def straight_through", "def discriminator_loss", "def r1", "class GAN",
-             "def discriminator_gradients")
-    names = {"keras": keras, "layers": layers, "math": math, "ops": ops, "tf": tf, "np": np,
-             "pianoroll": pianoroll, "ROWS": 106, "COLUMNS": 300, "latent_dim": 14, "seed": 0,
-             "penalty_weight": 1.0, "levels": np.full([1, 106, 300], 180, np.uint8),
-             "to_network": lambda levels: tf.cast(levels, tf.float32)[..., None] / 255}
-    with contextlib.redirect_stdout(io.StringIO()):  # what the lesson shows
-        for mark in marks:
-            exec(next(source for source in cells if mark in source), names)
+    names = notebook_code.definitions(path, {
+        "latent_dim": 14, "seed": 0, "penalty_weight": 1.0, "start_from": "",
+        "precision": "float32", "strategy": tf.distribute.get_strategy(),
+        "rolls": np.full([1, 106, 300], 180, np.uint8)})
+    cells = notebook_code.code_cells(path)
+    exec(next(c.source for c in cells if "adam_g.build(generator" in c.source), names)
     return names
 
 
 def macs(model):
-    """Multiply-accumulates of one picture in the dense and convolutional layers."""
+    """Multiply-accumulates of one image in the dense and convolutional layers."""
     total = 0
     for layer in model.layers:
         if isinstance(layer, layers.Conv2D):
@@ -84,17 +72,17 @@ def macs(model):
     return total
 
 
-def per_second(step, pictures, seconds=15):
-    """Pictures a second over some calls; the first, which compiles, counts only if it is long."""
+def per_second(step, images, seconds=15):
+    """Images a second over some calls; the first, which compiles, counts only if it is long."""
     start_s = time.perf_counter()
     step()
     if (took_s := time.perf_counter() - start_s) > 4 * seconds:
-        return pictures / took_s
+        return images / took_s
     start_s, calls = time.perf_counter(), 0
     while not calls or time.perf_counter() - start_s < seconds:
         step()
         calls += 1
-    return pictures * calls / (time.perf_counter() - start_s)
+    return images * calls / (time.perf_counter() - start_s)
 
 
 def plain_step(generator, discriminator, batch):
@@ -122,21 +110,18 @@ def plain_step(generator, discriminator, batch):
 
 def main():
     tf.config.optimizer.set_experimental_options({"remapping": False})
-    names = notebook_networks()
-    ours, theirs = names["build_generator"](), original_generator()
-    gan = names["GAN"](ours, names["build_discriminator"]())
-    gan.compile(*(keras.optimizers.Adam(1e-3) for _ in range(2)))
-    learn = tf.function(gan.train_step)
-    levels = tf.cast(tf.random.uniform([16, 106, 300], 0, 255, tf.int32), tf.uint8)
-    paint, paint_theirs = tf.function(ours), tf.function(theirs)
+    game = notebook_game()
+    ours, theirs, learn = game["generator"], original_generator(), game["learn"]
+    rolls = tf.cast(tf.random.uniform([16, 106, 300], 0, 255, tf.int32), tf.uint8)
+    generate, generate_theirs = tf.function(ours), tf.function(theirs)
     z = tf.random.normal([16, 14])
     print(f"{'':36s}{'ours':>10s}{'original':>10s}{'ratio':>10s}")
     for name, own, other in (
             ("multiply-accumulates a sample, 1e9", lambda: macs(ours) / 1e9,
              lambda: macs(theirs) / 1e9),
-            ("samples a second", lambda: per_second(lambda: paint(z), 16),
-             lambda: per_second(lambda: paint_theirs(z[:1]), 1)),
-            ("training pictures a second", lambda: per_second(lambda: learn(levels), 16),
+            ("samples a second", lambda: per_second(lambda: generate(z), 16),
+             lambda: per_second(lambda: generate_theirs(z[:1]), 1)),
+            ("training images a second", lambda: per_second(lambda: learn(rolls), 16),
              lambda: per_second(plain_step(theirs, original_discriminator(), 1), 1))):
         print(f"{name:36s}{(a := own()):10.3g}", end="", flush=True)
         print(f"{(b := other()):10.3g}{a / b:10.3g}", flush=True)
