@@ -104,6 +104,13 @@ def test_a_damaged_checkpoint_is_refused(tmp_path, content):
         Walk(tmp_path, resume=True)
 
 
+def test_a_state_that_cannot_be_restored_is_refused_in_one_line(tmp_path):
+    walk = Walk(tmp_path).run()
+    walk.training._load = lambda state: state["no such part"]
+    with pytest.raises(MusicError, match=r"state\.npz: damaged, or made by another version"):
+        walk.training.restore()
+
+
 def test_fewer_steps_than_were_done_are_refused(tmp_path):
     Walk(tmp_path).run()
     with pytest.raises(MusicError, match="train_steps of 12 or more"):
@@ -190,6 +197,14 @@ def test_pauses_and_saving_are_not_training_time(tmp_path):
             time.sleep(0.3)
         walk.training.record(loss=1.0)
     assert walk.training.seconds < 0.2
+
+
+def test_a_save_does_not_start_a_stopped_clock(tmp_path):
+    walk = Walk(tmp_path).run()
+    seconds = walk.training.seconds
+    walk.training.save()
+    time.sleep(0.01)
+    assert walk.training.seconds == seconds
 
 
 def test_a_long_interval_between_checkpoints_is_cut_short(tmp_path, monkeypatch):

@@ -267,7 +267,11 @@ class Training:
         if different:
             raise MusicError(f"{self.path}: trained with another {', '.join(different)}; give the "
                              "same parameters, or set resume to False")
-        self._load(saved)
+        try:
+            self._load(saved)
+        except Exception:  # of another version of the program
+            raise MusicError(f"{self.path}: damaged, or made by another version of this project; "
+                             "set resume to False") from None
         self.step, self.rows = int(saved["step"]), [tuple(row) for row in saved["log"]]
         self.names = saved.get("names", ["loss"])
         self._seconds = self._saved_s = self._reported_s = float(saved.get("seconds", 0))
