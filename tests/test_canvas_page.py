@@ -269,7 +269,7 @@ def test_two_fingers_move_the_roll_and_draw_nothing(drawn):
     touch(drawn, [(40, 62), (40, 66), (40, 70)], [(60, 62), (60, 66), (60, 70)])
     assert drawn.js(top) == pytest.approx(before + 96, abs=3), "eight rows of 12 pixels"
     assert drawn.notes() == THREE
-    drawn.drag((40, 72))
+    drawn.drag((40, 58))
     assert len(drawn.notes()) == 4, "afterwards one finger, or the mouse, draws again"
 
 

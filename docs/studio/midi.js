@@ -116,7 +116,7 @@ export function read(name, bytes) {
       throw new Error(`${lines.length.toLocaleString("en")} bars, more than the ${MOST_BARS} that `
         + "the canvas takes");
     }
-    return { notes: notes.map((note) => [...note, 0]), steps: Math.ceil(end / 16) * 16, lines,
+    return { notes: notes.map((note) => [...note, 0]), steps: Math.max(Math.ceil(end / 16) * 16, 128), lines,
       tempo: Math.round(tempo * 10) / 10, name: name.replace(/\.[^.]*$/, "") };
   } catch (error) {
     throw new Error(`${name}: ${error.message}; choose another MIDI file.`);
