@@ -250,7 +250,9 @@ def main() -> int:
         import complete  # late: it imports this module
 
         return complete.main(sys.argv[2:])
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], epilog="python chain.py complete song.mid: new bars "
+        "for a song, in several takes; python chain.py complete --help")
     parser.add_argument("--run-dir", default="runs/default", help="where everything goes")
     parser.add_argument("--midi-dir", help="a folder or a collection's name, for notebook 01")
     parser.add_argument("--only", nargs="+", default=(), metavar="NN",

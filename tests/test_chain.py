@@ -1,5 +1,5 @@
-"""The whole chain through papermill at a small size, on the GPU where there is one; its command
-line, its grids, and what it refuses."""
+"""The whole chain through papermill at a small size; its command line, its grids, and what it
+refuses."""
 
 import ast
 import csv

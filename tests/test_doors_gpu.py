@@ -72,6 +72,15 @@ def test_papermill_knows_and_explains_every_parameter(number):
     assert all(len(facts["help"].split()) >= 3 for facts in known.values())
 
 
+def test_tests_run_on_the_cpu_unless_a_gpu_is_asked_for():
+    script = "import conftest, os; print(os.environ['CUDA_VISIBLE_DEVICES'])"
+    for given, seen in (({}, ""), ({"CUDA_VISIBLE_DEVICES": "0"}, "0")):
+        environment = {k: v for k, v in os.environ.items() if k != "CUDA_VISIBLE_DEVICES"} | given
+        done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=environment, text=True,
+                              capture_output=True, check=True)
+        assert done.stdout.strip() == seen
+
+
 def pins(name: str) -> dict[str, str]:
     """The packages of a requirements file, each with what stands behind its name."""
     lines = [line.partition("#")[0].strip() for line in (ROOT / name).read_text().splitlines()]

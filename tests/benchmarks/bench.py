@@ -50,8 +50,8 @@ def conversion() -> Iterator[tuple]:
 
 def training() -> Iterator[tuple]:
     import bench_diffusion as bench
-    own = bench.ours("small", 25, 4, 1)
-    peer = bench.theirs("diffusers", bench.example, True, 25, 4, 1)
+    own = bench.ours("small", 25, 2, 1)
+    peer = bench.theirs("diffusers", bench.example, True, 25, 2, 1)
     yield ("training the diffusion model", "s an image", 1 / own.images_per_s,
            "diffusers' tutorial network, tuned", 1 / peer.images_per_s)
     yield ("sampling, 25 steps", "s an image", own.sample_s,
