@@ -157,7 +157,8 @@ function ddpmStep(x_t, x_0, a_t, a_s, noise) {
  */
 export async function generate(network, config, { samplingSteps, seed, roll, mask, strength = 1,
   pitchWeights = null, onsets = 0, watch = async () => {} }) {
-  const random = new Random(seed), alphaBar = cosineSchedule(config.noise_steps, config.noise_shift);
+  const random = new Random(seed);
+  const alphaBar = cosineSchedule(config.noise_steps, config.noise_shift);
   const standardise = (planes) => planes.map((one, i) => {
     const plane = i < SIZE ? 0 : 1;
     return (one - config.mean[plane]) / config.std[plane];

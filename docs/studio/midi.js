@@ -116,8 +116,9 @@ export function read(name, bytes) {
       throw new Error(`${lines.length.toLocaleString("en")} bars, more than the ${MOST_BARS} that `
         + "the canvas takes");
     }
-    return { notes: notes.map((note) => [...note, 0]), steps: Math.max(Math.ceil(end / 16) * 16, 128), lines,
-      tempo: Math.round(tempo * 10) / 10, name: name.replace(/\.[^.]*$/, "") };
+    return { notes: notes.map((note) => [...note, 0]), lines,
+      steps: Math.max(Math.ceil(end / 16) * 16, 128), tempo: Math.round(tempo * 10) / 10,
+      name: name.replace(/\.[^.]*$/, "") };
   } catch (error) {
     throw new Error(`${name}: ${error.message}; choose another MIDI file.`);
   }
@@ -141,7 +142,7 @@ export function write(notes, tempo) {
     now = at;
   }
   track.push(0, 0xff, 0x2f, 0);
-  const head = [..."MThd"].map((c) => c.charCodeAt(0)), mark = [..."MTrk"].map((c) => c.charCodeAt(0));
-  return Uint8Array.from([...head, ...bytes(6, 4), 0, 0, 0, 1, ...bytes(TICKS, 2),
-    ...mark, ...bytes(track.length, 4), ...track]);
+  const mark = (name) => [...name].map((c) => c.charCodeAt(0));
+  return Uint8Array.from([...mark("MThd"), ...bytes(6, 4), 0, 0, 0, 1, ...bytes(TICKS, 2),
+    ...mark("MTrk"), ...bytes(track.length, 4), ...track]);
 }

@@ -48,7 +48,9 @@ async function keepOffline() {
   if (!workers) return;
   await workers.register("offline.js");
   if (workers.controller) return;
-  await new Promise((done) => { workers.addEventListener("controllerchange", done, { once: true }); });
+  await new Promise((done) => {
+    workers.addEventListener("controllerchange", done, { once: true });
+  });
 }
 
 /** On GitHub's pages the notebook's own page, elsewhere the file. */

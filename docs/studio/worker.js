@@ -46,7 +46,8 @@ async function modelOf(facts, onShare) {
     const { done, value } = await reader.read();
     if (done && at === bytes.length) return bytes;
     if (done || at + value.length > bytes.length) {
-      throw new Error("model.onnx did not load whole; press Generate again. What you drew is kept.");
+      throw new Error("model.onnx did not load whole; press Generate again. What you drew is "
+        + "kept.");
     }
     bytes.set(value, at);
     at += value.length;
