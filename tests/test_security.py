@@ -20,7 +20,8 @@ from utils.files import MusicError
 
 SCRIPT = "<script>alert(1)</script>"
 NAMES = ["-rf.mid", "--help.mid", "two\nlines.mid", "it's \"quoted\".mid", "音楽 музыка.mid",
-         f"{SCRIPT.replace('/', '')}.mid", "$(touch harm);`touch harm`.mid", "%s{0}.mid"]
+         f"{SCRIPT.replace('/', '')}.mid", "$(touch harm);`touch harm`.mid", "%s{0}.mid",
+         "<img src=x onerror=alert(1)>.mid"]
 unix_names = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such names")
 
 
@@ -71,8 +72,10 @@ def test_a_file_of_any_name_is_converted_played_and_shown(name, tmp_path, monkey
     (image, *_) = corpus.load_pictures(tmp_path / "run/images/diffusion/train", 9) or \
         corpus.load_pictures(tmp_path / "run/images/diffusion/valid", 9)
     assert image.levels.any()
-    page = Tags(gallery_of(tmp_path / "mine" / name, tmp_path))
+    text = gallery_of(tmp_path / "mine" / name, tmp_path)
+    page = Tags(text)
     assert page.elements.count("script") == 1 and not page.handlers, "the gallery's own alone"
+    assert "<script>alert" not in text and "img src=x onerror=alert(1)>" not in text
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "mine", "page.html", "run", "sound.wav"], "a name is no command"
 
