@@ -154,7 +154,7 @@ def gallery(song: edit.MidiPiece | None, columns: tuple[int, int],
         frames.append(None)
     for seed, (midi, wav, _) in takes.items():
         picture = edit.open_midi(midi).picture
-        begin, end = (min(edge / picture.levels.shape[1], 1) for edge in columns)
+        begin, end = (min(edge / picture.pixels.shape[1], 1) for edge in columns)
         start_s = edit.seconds_until(picture, max(columns[0] - LEAD_IN, 0))
         pieces.append((f"{title}, seed {seed}", picture, wav, midi))
         frames.append((start_s, begin, end - begin))

@@ -29,7 +29,7 @@ from utils.files import MusicError, atomic
 
 WEIGHTS, FOLDER = ROOT / "data/models/diffusion.safetensors", ROOT / "docs/studio"
 INPUTS = ("x_t", "log_snr", "x_0_hat", "known", "style", "shift")
-OUTPUTS = ("logits", "velocity", "evidence")
+OUTPUTS = ("logits", "velocity", "pixel_logits")
 OPSET = 18
 SMALL = 1024  # numbers; smaller tensors stay in single precision
 ALIKE = 1e-4  # largest difference of a probability or a velocity between ONNX Runtime and PyTorch
@@ -113,8 +113,8 @@ def store_in_half(graph: onnx.GraphProto) -> None:
 
 
 def differences(model: bytes, network: unet.UNet) -> list[float]:
-    """The largest differences of probabilities, velocities and evidence from PyTorch's, over
-    calls from the noisiest level to the least noisy one."""
+    """How far probabilities, velocities and per-pixel probabilities are from PyTorch's, at most,
+    over calls from the noisiest level to the least noisy one."""
     session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
     maps, largest = (torch.sigmoid, torch.clone, torch.sigmoid), [0.0] * len(OUTPUTS)
     for seed, log_snr in enumerate(diffusion.log_snr(network.schedule())[[0, 400, 700, 999]]):
@@ -142,11 +142,12 @@ def facts(network: unet.UNet, model: bytes, weights: bytes) -> dict:
         "weights": hashlib.sha256(weights).hexdigest(),
         "network": {"mean": config.mean, "std": config.std, "noise_steps": config.noise_steps,
                     "noise_shift": config.noise_shift, "guidance": config.guidance,
-                    "style": network.style_number()},
+                    "style": network.style_number(), "active_counts": config.active_counts,
+                    "onset_counts": config.onset_counts},
         "harmony": {"classes": harmony.CLASSES, "harte": harmony.HARTE, "degrees": harmony.DEGREES,
                     "qualities": qualities, "outside": harmony.OUTSIDE,
                     "modes": {name: np.flatnonzero(harmony.scale_tones(f"C {name}")).tolist()
-                              for name in harmony.MODES}},
+                              for name in harmony.SCALES}},
     }
 
 

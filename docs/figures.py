@@ -122,7 +122,7 @@ def format_diagram() -> Path:
     """Three notes as the numbers of an image, and the same image in colour."""
     # start, length, pitch, velocity
     notes = np.array([[1, 4, 64, 80], [5, 2, 64, 100], [3, 6, 60, 60]])
-    roll = pianoroll.paint(notes, 8, 12, lowest_pitch=58)
+    roll = pianoroll.roll_of(notes, 8, 12, lowest_pitch=58)
     figure, axes = plt.subplots(figsize=(9.6, 3.4), layout="constrained")
     axes.imshow(show.COLORS(roll), origin="lower", aspect="auto")
     for row, column in np.argwhere(roll >= 0):

@@ -27,7 +27,7 @@ def some_roll():
     random = np.random.default_rng(0)
     notes = np.stack([random.integers(0, 120, 80), random.integers(1, 9, 80),
                       random.integers(48, 72, 80), random.integers(40, 120, 80)], axis=1)
-    return pianoroll.paint(notes, 128, 128)
+    return pianoroll.roll_of(notes, 128, 128)
 
 
 def code_cells():
@@ -71,7 +71,7 @@ def test_some_columns_leave_one_stretch_of_at_least_16(masks):
 
 def test_the_top_voice_is_the_highest_note_and_lasts_through_rests(masks):
     notes = np.array([[4, 8, 60, 80], [6, 2, 72, 80], [20, 4, 50, 80], [20, 100, 40, 80]])
-    roll = torch.from_numpy(pianoroll.paint(notes, 128, 128))
+    roll = torch.from_numpy(pianoroll.roll_of(notes, 128, 128))
     wanted = [60] * 6 + [72] * 2 + [60] * 12 + [50] * 4 + [40] * 104
     assert masks.top_voice(torch.stack([roll, roll.flip(1)]))[0].tolist() == wanted
     assert masks.top_voice(torch.zeros(1, 128, 128, dtype=torch.uint8)).shape == (1, 128)
@@ -209,7 +209,7 @@ def trained(tmp_path_factory):
     for i in range(5):
         notes = np.stack([random.integers(0, 120, 40), random.integers(1, 9, 40),
                           random.integers(48, 72, 40), random.integers(40, 120, 40)], axis=1)
-        picture = pianoroll.Picture(pianoroll.paint(notes, 128, 128))
+        picture = pianoroll.PianoRoll(pianoroll.roll_of(notes, 128, 128))
         pianoroll.save_png(picture, folder / "images" / "diffusion" / "train" / f"{i}.png")
     status, last = finish(start(folder))
     assert status == 0, last
@@ -414,7 +414,7 @@ def test_what_does_not_fit_is_refused_in_one_line(trained, fresh_run, name, said
     elif name == "text":
         path.write_text("not a checkpoint")
     else:
-        gan = pianoroll.Picture(np.zeros((106, 300), np.uint8), 21)
+        gan = pianoroll.PianoRoll(np.zeros((106, 300), np.uint8), 21)
         pianoroll.save_png(gan, fresh_run / "images" / "diffusion" / "train" / "a.png")
     before = path.read_bytes()
     status, last = finish(start(fresh_run, **given))

@@ -15,7 +15,7 @@ import soundfile
 from PIL import Image
 
 from utils import pianoroll
-from utils.pianoroll import Picture
+from utils.pianoroll import PianoRoll
 
 ROOT = Path(__file__).parent.parent
 
@@ -30,14 +30,14 @@ def execute(name, tmp_path, cwd=ROOT, **parameters) -> str:
                    for output in cell.get("outputs", []) if output.get("name") == "stdout")
 
 
-def picture(preset, seed, **facts) -> Picture:
+def picture(preset, seed, **facts) -> PianoRoll:
     """A few bars of notes."""
     rng = np.random.default_rng(seed)
     starts = np.arange(0, preset.steps - 8, 4)
     notes = np.stack([starts, rng.integers(1, 8, len(starts)), rng.integers(40, 90, len(starts)),
                       rng.integers(30, 127, len(starts))], axis=1)
-    levels = pianoroll.paint(notes, preset.pitches, preset.steps, preset.lowest_pitch)
-    return Picture(levels, preset.lowest_pitch, **facts)
+    levels = pianoroll.roll_of(notes, preset.pitches, preset.steps, preset.lowest_pitch)
+    return PianoRoll(levels, preset.lowest_pitch, **facts)
 
 
 def skipped(folder) -> dict[str, str]:
@@ -64,7 +64,7 @@ def run(tmp_path_factory) -> Path:
     photo = np.random.default_rng(0).integers(0, 256, (128, 128, 3), dtype=np.uint8)
     Image.fromarray(photo).save(bad / "photo.png")
     Image.fromarray(np.zeros((200, 200), dtype=np.uint8)).save(bad / "size.png")
-    pianoroll.save_png(Picture(np.zeros((128, 128), dtype=np.uint8)), bad / "silent.png")
+    pianoroll.save_png(PianoRoll(np.zeros((128, 128), dtype=np.uint8)), bad / "silent.png")
     (bad / "notes.txt").write_text("not looked at")
     execute("05_img2midi", run_dir, run_dir=str(run_dir))
     execute("06_midi2wav", run_dir, run_dir=str(run_dir))
@@ -165,7 +165,8 @@ def second_run(tmp_path_factory) -> Path:
     execute("05_img2midi", run_dir, run_dir=str(run_dir))
     execute("06_midi2wav", run_dir, run_dir=str(run_dir))
     (run_dir / "samples" / "gone.png").unlink()
-    pianoroll.save_png(Picture(np.zeros((128, 128), np.uint8)), run_dir / "samples" / "silent.png")
+    silent = PianoRoll(np.zeros((128, 128), np.uint8))
+    pianoroll.save_png(silent, run_dir / "samples" / "silent.png")
     (run_dir / "wav" / "mine.wav").write_bytes(b"not of notebook 06")
     execute("05_img2midi", run_dir, run_dir=str(run_dir))
     pianoroll.save_png(picture(pianoroll.GAN, 7), run_dir / "samples" / "stays.png")

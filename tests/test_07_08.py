@@ -59,7 +59,7 @@ def images(tmp_path_factory):
 def models(tmp_path_factory):
     """An untrained network that generates more than silence."""
     folder = tmp_path_factory.mktemp("models")
-    levels = pianoroll.paint(np.array([[0, 4, 60, 80], [8, 4, 64, 90]]), 128, 128)[None]
+    levels = pianoroll.roll_of(np.array([[0, 4, 60, 80], [8, 4, 64, 90]]), 128, 128)[None]
     network = unet.new(levels, "tiny")
     network.prior.zero_()
     unet.save(network, folder / "diffusion.safetensors")
@@ -68,14 +68,14 @@ def models(tmp_path_factory):
 
 def samples_in(folder, images, count):
     """Pictures in the place of a model's: held-out ones, all equally loud, and shuffled ones."""
-    valid = corpus.load_levels(images / "images" / "diffusion" / "valid")[:count]
-    loud = np.where(valid > pianoroll.HELD, 228, valid).astype(np.uint8)
-    gan = corpus.load_levels(images / "images" / "gan" / "train")[:count]
+    valid = corpus.load_rolls(images / "images" / "diffusion" / "valid")[:count]
+    loud = np.where(valid > pianoroll.SUSTAIN, 228, valid).astype(np.uint8)
+    gan = corpus.load_rolls(images / "images" / "gan" / "train")[:count]
     for name, levels, low in (("equally-loud", loud, 0),
                               ("shuffled", metrics.shuffled_columns(valid), 0),
                               ("copied", gan, 21)):
         for i, one in enumerate(levels):
-            pianoroll.save_png(pianoroll.Picture(one, low), folder / name / f"{i:02d}.png")
+            pianoroll.save_png(pianoroll.PianoRoll(one, low), folder / name / f"{i:02d}.png")
     return folder
 
 
@@ -153,7 +153,7 @@ def test_07_says_that_the_models_know_other_pictures(models, tmp_path):
     corpus.convert("builtin", tmp_path, max_files=3, jobs=1)
     unet.save(unet.load(models / "diffusion.safetensors"), tmp_path / "diffusion.safetensors",
               pictures=999)
-    blank = pianoroll.Picture(np.zeros((128, 128), np.uint8))
+    blank = pianoroll.PianoRoll(np.zeros((128, 128), np.uint8))
     pianoroll.save_png(blank, tmp_path / "samples" / "diffusion" / "0.png")  # by another model
     files.write_json(tmp_path / "samples" / "generated_by.json", {"diffusion": "other.safetensors"})
     text = said(run("07", tmp_path, run_dir=str(tmp_path), model_dir=str(tmp_path), count=2,
@@ -213,9 +213,9 @@ def test_08_writes_midi_picture_and_sound(mode, models, tmp_path):
     made = sorted(path.suffix for path in folder.iterdir())
     assert made == [".mid", ".png", ".wav"] + [".wav"] * (mode != "long")
     assert re.search(r"\d new notes in \d+ bars", said(notebook))
-    after = pianoroll.read_midi(next(folder.glob("*.mid"))).levels
+    after = pianoroll.read_midi(next(folder.glob("*.mid"))).pixels
     if mode in ("continue", "infill"):  # most of the piece is as it was
-        before = pianoroll.read_midi(PIECE).levels
+        before = pianoroll.read_midi(PIECE).pixels
         width = before.shape[1]
         changed = (before != after[:, :width]).any(axis=0)
         assert changed.sum() <= 32 and after.shape[1] >= width

@@ -17,7 +17,7 @@ import pytest
 import soundfile
 
 from utils import audio, pianoroll
-from utils.pianoroll import MusicError, Picture
+from utils.pianoroll import MusicError, PianoRoll
 
 needs_fluidsynth = pytest.mark.skipif(shutil.which("fluidsynth") is None,
                                       reason="the fluidsynth program is not installed")
@@ -31,8 +31,8 @@ def choose(renderer, monkeypatch):
 
 
 def write_midi(path, notes=((0, 8, 60, 100), (8, 8, 64, 60)), tempo_bpm=120.0) -> Path:
-    levels = pianoroll.paint(np.array(notes), 128, max(n[0] + n[1] for n in notes))
-    return pianoroll.save_midi(Picture(levels, tempo_bpm=tempo_bpm), path)
+    levels = pianoroll.roll_of(np.array(notes), 128, max(n[0] + n[1] for n in notes))
+    return pianoroll.save_midi(PianoRoll(levels, tempo_bpm=tempo_bpm), path)
 
 
 def dominant_hz(sound, rate_hz):

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from utils import bars, pianoroll
-from utils.pianoroll import DIFFUSION, GAN, Picture
+from utils.pianoroll import DIFFUSION, GAN, PianoRoll
 
 CHORDS = [(48, 64, 67, 72), (45, 60, 64, 69), (41, 60, 65, 69), (43, 59, 62, 67)]
 
@@ -73,7 +73,7 @@ def test_a_signature_within_a_bar_begins_a_bar():
 def piece_of(notes, signatures=()):
     """A whole piece as a picture."""
     steps = int((notes[:, 0] + notes[:, 1]).max())
-    return Picture(pianoroll.paint(notes, 128, steps), signatures=tuple(signatures))
+    return PianoRoll(pianoroll.roll_of(notes, 128, steps), signatures=tuple(signatures))
 
 
 @pytest.mark.parametrize("preset", [DIFFUSION, GAN])
@@ -103,7 +103,7 @@ def test_windows_hold_every_note_where_it_was(first, pickup, hop):
     seen = set()
     for window in pianoroll.windows(piece, DIFFUSION, hop):
         onsets = pianoroll.notes_of(window)
-        onsets = onsets[window.levels[onsets[:, 2], onsets[:, 0]] > pianoroll.HELD]
+        onsets = onsets[window.pixels[onsets[:, 2], onsets[:, 0]] > pianoroll.SUSTAIN]
         seen |= {(start + window.start_step, pitch, velocity)
                  for start, _, pitch, velocity in onsets.tolist()}
     assert seen == whole

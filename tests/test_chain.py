@@ -88,7 +88,7 @@ def test_04_loads_them_in_a_fresh_process_and_paints(run_dir):
         paths = sorted((run_dir / "samples" / name).glob("*.png"))
         assert len(paths) == SMALL["count"]
         for path in paths:
-            levels = pianoroll.load_png(path).levels
+            levels = pianoroll.load_png(path).pixels
             assert levels.shape == size
             assert set(np.unique(levels)) <= {0, 64, *range(129, 256)}
 
@@ -100,7 +100,7 @@ def test_05_and_06_give_a_sound_for_each_picture_that_is_not_silent(run_dir):
     for path in pictures:
         below = path.relative_to(run_dir / "samples")
         if below.as_posix() in silent:  # six steps of training may come to nothing
-            assert (pianoroll.load_png(path).levels <= 160).all()
+            assert (pianoroll.load_png(path).pixels <= 160).all()
             continue
         midi = (run_dir / "midi" / below).with_suffix(".mid")
         notes = pianoroll.notes_of(pianoroll.load_png(path))
@@ -248,8 +248,8 @@ def elsewhere(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
     """`chain.py` from another folder, with ~ in its paths, into a pipe as on Windows."""
     home = tmp_path_factory.mktemp("home")
     notes = np.array([[0, 4, 60, 90], [4, 4, 64, 90]])
-    levels = pianoroll.paint(notes, 128, 128)
-    pianoroll.save_png(pianoroll.Picture(levels), home / "mine" / "good.png")
+    levels = pianoroll.roll_of(notes, 128, 128)
+    pianoroll.save_png(pianoroll.PianoRoll(levels), home / "mine" / "good.png")
     (home / "mine" / "\u2192\u97f3.png").write_text("no image")
     environment = os.environ | {"HOME": str(home), "USERPROFILE": str(home),
                                 "PYTHONIOENCODING": "cp1252", "PYTHONUTF8": "0"}
@@ -339,9 +339,9 @@ def test_04_generates_anew_when_a_slider_is_moved():
 
     def generate(z):
         asked.append(z)
-        return [pianoroll.Picture(np.zeros((106, 300), np.uint8))]
+        return [pianoroll.PianoRoll(np.zeros((106, 300), np.uint8))]
 
-    place = {"ipywidgets": ipywidgets, "np": np, "z": np.zeros((1, 14)), "paint_gan": generate,
+    place = {"ipywidgets": ipywidgets, "np": np, "z": np.zeros((1, 14)), "generate_gan": generate,
              "look": lambda *_, **__: None}
     exec(compile(ast.parse(source), "04", "exec"), place)
     sliders = place["slider_panel"]().children[0].children

@@ -108,7 +108,7 @@ def test_other_settings_leave_nothing_behind(midi, tmp_path):
 def test_no_window_is_kept_twice_and_no_piece_is_in_both_splits(midi, converted):
     for preset in PRESETS:
         levels = [one.tobytes() for split in ("train", "valid")
-                  for one in corpus.load_levels(converted / "images" / preset / split)]
+                  for one in corpus.load_rolls(converted / "images" / preset / split)]
         assert len(set(levels)) == len(levels)
     for seed in range(12):  # wherever the copies fall by name or bytes
         pieces = corpus.choose_pieces(midi, seed=seed)
@@ -130,7 +130,7 @@ def test_a_copy_in_the_other_split_gives_no_picture(builtin_midi, tmp_path, kind
                                     ("1.mid", "validation"), ("2.mid", "test"), ("3.mid", "train"),
                                     ("other.mid", "validation")])
     corpus.convert(folder, tmp_path, storage=kind)
-    train, valid = (corpus.load_levels(tmp_path / "images" / "diffusion" / split)
+    train, valid = (corpus.load_rolls(tmp_path / "images" / "diffusion" / split)
                     for split in ("train", "valid"))
     expected = [len(pianoroll.windows(pianoroll.read_midi(builtin_midi[i]), pianoroll.DIFFUSION))
                 for i in range(4)]
@@ -155,7 +155,7 @@ def test_both_storages_hold_the_same_and_load_with_datasets(midi, converted, tmp
             one, two = ({(row["source"], row["start_step"], np.asarray(row["image"]).tobytes())
                          for row in rows[split]} for rows in (files, shards))
             assert one == two
-            levels = [{row.tobytes() for row in corpus.load_levels(
+            levels = [{row.tobytes() for row in corpus.load_rolls(
                 run / "images" / preset / folder, preset)} for run in (converted, tmp_path)]
             assert levels[0] == levels[1]
 
@@ -165,8 +165,8 @@ def test_both_storages_hold_the_same_and_load_with_datasets(midi, converted, tmp
 def test_a_stream_gives_every_picture_once_an_epoch(midi, tmp_path, kind, buffer):
     corpus.convert(midi, tmp_path, storage=kind)
     folder = tmp_path / "images" / "diffusion" / "train"
-    levels = corpus.load_levels(folder)
-    stream = corpus.stream_levels(folder, 1, "diffusion", seed=3, buffer=buffer)
+    levels = corpus.load_rolls(folder)
+    stream = corpus.stream_rolls(folder, 1, "diffusion", seed=3, buffer=buffer)
     batches = list(itertools.islice(stream, 2 * len(levels)))
     assert batches[0].dtype == np.uint8 and batches[0].shape == (1, 128, 128)
     order = [batch.tobytes() for batch in batches]
@@ -174,16 +174,16 @@ def test_a_stream_gives_every_picture_once_an_epoch(midi, tmp_path, kind, buffer
     assert sorted(first) == sorted(second) == sorted(one.tobytes() for one in levels)
     assert first != second
     for start in (1, len(levels) - 1, len(levels) + 2):  # resumed there, as if it had come by
-        again = corpus.stream_levels(folder, 1, seed=3, start=start, buffer=buffer)
+        again = corpus.stream_rolls(folder, 1, seed=3, start=start, buffer=buffer)
         assert [batch.tobytes() for batch in itertools.islice(again, 3)] == order[start : start + 3]
-    assert next(corpus.stream_levels(folder, len(levels) + 2)).shape[0] == len(levels) + 2
+    assert next(corpus.stream_rolls(folder, len(levels) + 2)).shape[0] == len(levels) + 2
 
 
 @pytest.mark.parametrize("kind", ["png", "parquet"])
 def test_examples_are_evenly_spaced_and_stand_in_for_missing_held_out_ones(midi, tmp_path, kind):
     corpus.convert(midi, tmp_path, storage=kind)
     folder = tmp_path / "images" / "diffusion"
-    train, valid = corpus.load_levels(folder / "train"), corpus.load_levels(folder / "valid")
+    train, valid = corpus.load_rolls(folder / "train"), corpus.load_rolls(folder / "valid")
     some, held_out = corpus.load_examples(tmp_path, "diffusion", 3)
     evenly = np.linspace(0, len(train) - 1, 3).round().astype(int)
     np.testing.assert_array_equal(some, train[evenly])
@@ -244,10 +244,10 @@ def test_missing_pictures_never_replace_those_of_another_collection(midi, tmp_pa
 
 def test_pictures_that_are_none(tmp_path):
     with pytest.raises(MusicError, match="01_midi2img"):
-        corpus.load_levels(tmp_path)
+        corpus.load_rolls(tmp_path)
     (tmp_path / "a.parquet").write_bytes(b"no parquet")
     with pytest.raises(MusicError, match=r"a\.parquet: no parquet file"):
-        corpus.load_levels(tmp_path)
+        corpus.load_rolls(tmp_path)
     with pytest.raises(MusicError, match="storage"):
         corpus.convert("builtin", tmp_path, storage="zarr")
 
@@ -255,6 +255,6 @@ def test_pictures_that_are_none(tmp_path):
 def test_names_are_safe_and_unique():
     sources = ["a/b.mid", "a__b.mid", "A/B.mid", "a.mid", "A.midi", "ß/" + "名" * 300 + ".mid",
                "x\ny.mid", "con?.mid", "sub/../odd.mid"]
-    names = corpus.picture_names([corpus.Piece("", source, "train", "") for source in sources])
+    names = corpus.image_names([corpus.Piece("", source, "train", "") for source in sources])
     assert len({name.lower() for name in names}) == len(names)
     assert all(len(name.encode()) < 200 and name.isprintable() for name in names)

@@ -221,14 +221,14 @@ def test_spaced_timesteps_fall_from_the_last(steps, data):
 
 
 def test_a_sustain_needs_an_onset_or_the_left_edge():
-    h, n = pianoroll.HELD, 200
+    h, n = pianoroll.SUSTAIN, 200
     rolls = np.array([[h, h, 0, h, h, n, h, 0, h, n], [0, h, n, n, h, h, 0, 0, n, 0]], np.uint8)
     kept = diffusion.without_stray_sustains(rolls)
     assert kept.tolist() == [[h, h, 0, 0, 0, n, h, 0, 0, n], [0, 0, n, n, h, h, 0, 0, n, 0]]
     assert rolls[0, 3] == h, "the argument is left as it was"
     masked = diffusion.without_stray_sustains(rolls, np.arange(10) < 8)
     assert masked[0, 8] == h and not masked[0, 3:5].any(), "only the mask is changed"
-    music = pianoroll.paint(np.array([[0, 4, 60, 50], [4, 4, 60, 80]]), 128, 20)
+    music = pianoroll.roll_of(np.array([[0, 4, 60, 50], [4, 4, 60, 80]]), 128, 20)
     assert (diffusion.without_stray_sustains(music) == music).all()
 
 
@@ -310,10 +310,10 @@ def logits_of(seed):
 
 
 def test_guidance_moves_away_from_the_evidence_and_keeps_the_mean():
-    logits, evidence = logits_of(0), logits_of(1)
-    assert torch.equal(diffusion.guided(logits, evidence, 1.0), logits)
-    more = diffusion.guided(logits, evidence, 2.0)
-    moved = more - (evidence + 2 * (logits - evidence))
+    logits, pixel_logits = logits_of(0), logits_of(1)
+    assert torch.equal(diffusion.guided(logits, pixel_logits, 1.0), logits)
+    more = diffusion.guided(logits, pixel_logits, 2.0)
+    moved = more - (pixel_logits + 2 * (logits - pixel_logits))
     assert moved.std(dim=(2, 3)).max() < 1e-4 < moved.abs().min(), "by one number for each plane"
     before, after = (torch.sigmoid(x).mean(dim=(2, 3)) for x in (logits, more))
     torch.testing.assert_close(after, before, rtol=2e-3, atol=1e-6)
@@ -343,9 +343,9 @@ def test_the_onsets_aimed_at_are_expected_in_the_mask(onsets):
 
 @pytest.fixture(scope="module")
 def untrained():
-    """A tiny network that predicts the evidence, from a roll of 40 onsets."""
+    """A tiny network that predicts the pixel_logits, from a roll of 40 onsets."""
     notes = np.array([[3 * i, 2, 50 + i % 20, 80] for i in range(40)])
-    return unet.new(pianoroll.paint(notes, 128, 128)[None], "tiny", styles=["song"]).eval()
+    return unet.new(pianoroll.roll_of(notes, 128, 128)[None], "tiny", styles=["song"]).eval()
 
 
 @pytest.fixture(scope="module")
@@ -363,7 +363,7 @@ def some_roll():
     random = np.random.default_rng(0)
     notes = np.stack([random.integers(0, 120, 80), random.integers(1, 9, 80),
                       random.integers(48, 72, 80), random.integers(40, 120, 80)], axis=1)
-    return pianoroll.paint(notes, 128, 128)
+    return pianoroll.roll_of(notes, 128, 128)
 
 
 @pytest.mark.parametrize(("sampler", "exact"), [("ddpm", True), ("ddpm", False), ("dpm", False)])
@@ -372,7 +372,7 @@ def test_a_seed_generates_the_same_rolls(network, sampler, exact):
         diffusion.generate(network, 3, 4, seed, sampler=sampler, exact=exact, batch_size=2)
         for seed in (0, 0, 1))
     assert first.shape == (3, 128, 128) and first.dtype == np.uint8
-    assert set(np.unique(first)) <= {0, pianoroll.HELD, *range(129, 256)}
+    assert set(np.unique(first)) <= {0, pianoroll.SUSTAIN, *range(129, 256)}
     assert np.array_equal(first, again) and not np.array_equal(first, other)
     assert diffusion.generate(network, 0, 4).shape == (0, 128, 128)
 
@@ -425,7 +425,7 @@ def test_a_new_piece_aims_at_as_many_notes_as_a_training_image_has(untrained, co
                                             onset_counts=(count,))).eval()
     network.load_state_dict(untrained.state_dict())
     rolls = diffusion.generate(network, 8, 20)
-    assert (rolls > pianoroll.HELD).sum() / 8 == pytest.approx(count, rel=0.25)
+    assert (rolls > pianoroll.SUSTAIN).sum() / 8 == pytest.approx(count, rel=0.25)
 
 
 def test_strength_decides_how_much_of_the_roll_remains(untrained, some_roll):
@@ -448,7 +448,7 @@ def test_the_number_of_onsets_is_near_what_is_aimed_at(untrained, onsets):
     mask[:, 64:] = True
     rolls = diffusion.generate(untrained, 8, 20, roll=np.zeros_like(mask, np.uint8), mask=mask,
                                onsets=onsets)
-    assert (rolls > pianoroll.HELD).sum() / 8 == pytest.approx(onsets, rel=0.15)
+    assert (rolls > pianoroll.SUSTAIN).sum() / 8 == pytest.approx(onsets, rel=0.15)
 
 
 @pytest.mark.parametrize(("options", "said"), [

@@ -61,11 +61,11 @@ def test_takes_differ_where_they_are_new_and_nowhere_else(two_takes):
     song = edit.open_midi(next(folder.glob("*.mid")))
     begin, end = song.bar_lines[[4, 6]]
     paths = sorted((folder / "mine").glob("*.mid"))
-    rolls = [edit.open_midi(path).picture.levels for path in paths]
+    rolls = [edit.open_midi(path).picture.pixels for path in paths]
     assert len(rolls) == 2 and not np.array_equal(rolls[0][:, begin:end], rolls[1][:, begin:end])
     for roll in rolls:
-        assert np.array_equal(roll[:, :begin], song.picture.levels[:, :begin])
-        assert np.array_equal(roll[:, end:], song.picture.levels[:, end:])
+        assert np.array_equal(roll[:, :begin], song.picture.pixels[:, :begin])
+        assert np.array_equal(roll[:, end:], song.picture.pixels[:, end:])
 
 
 def test_the_page_has_the_song_and_each_take_framed_with_sound_and_midi(two_takes):
@@ -73,7 +73,7 @@ def test_the_page_has_the_song_and_each_take_framed_with_sound_and_midi(two_take
     page = (folder / "mine" / "gallery.html").read_text("utf-8")
     assert page.count("<audio") == page.count("Download the MIDI</a>") == 3
     song = edit.open_midi(next(folder.glob("*.mid")))
-    columns = song.picture.levels.shape[1]
+    columns = song.picture.pixels.shape[1]
     begin, end = song.bar_lines[[4, 6]]
     assert page.count(f"left:{begin / columns:.3%}; width:{(end - begin) / columns:.3%}") == 2
     assert "<b>it" not in page and "&lt;b&gt;it" in page

@@ -21,8 +21,8 @@ def two_runs(tmp_path_factory):
     for i, cwd in enumerate((folder, ROOT / "notebooks")):
         images = folder / f"images {i}"
         for k in range(i + 1):
-            levels = pianoroll.paint(np.array([[4 * k, 4, 60 + i, 90]]), 128, 128)
-            pianoroll.save_png(pianoroll.Picture(levels), images / f"{k}.png")
+            levels = pianoroll.roll_of(np.array([[4 * k, 4, 60 + i, 90]]), 128, 128)
+            pianoroll.save_png(pianoroll.PianoRoll(levels), images / f"{k}.png")
         values = {"run_dir": str(folder / f"run {i}"), "image_dir": str(images)}
         if i:
             (folder / "values.yaml").write_text(

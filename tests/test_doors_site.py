@@ -19,8 +19,8 @@ def page(tmp_path, monkeypatch):
     def chain_of(folder, parameters, only):
         assert parameters["04.count"] == 2 and list(only) == ["04", "05", "06"]
         for name in ("diffusion/a", "diffusion/b", "gan/a", "gan/silent"):
-            levels = pianoroll.paint(np.array([[0, 4, 60, 80], [4, 4, 64, 80]]), 128, 128)
-            picture = pianoroll.Picture(levels)
+            levels = pianoroll.roll_of(np.array([[0, 4, 60, 80], [4, 4, 64, 80]]), 128, 128)
+            picture = pianoroll.PianoRoll(levels)
             run = site_page.Path(folder)
             pianoroll.save_png(picture, run / "samples" / f"{name}.png")
             if "silent" not in name:

@@ -29,7 +29,7 @@ NOTEBOOK = ROOT / "notebooks" / "09_draw.ipynb"
 @pytest.fixture(scope="module")
 def network():
     """An untrained network that generates more than silence."""
-    levels = pianoroll.paint(np.array([[0, 4, 60, 80], [8, 4, 64, 90]]), 128, 128)[None]
+    levels = pianoroll.roll_of(np.array([[0, 4, 60, 80], [8, 4, 64, 90]]), 128, 128)[None]
     new = unet.new(levels, "tiny")
     new.prior.zero_()
     return new
@@ -71,8 +71,8 @@ def test_a_sustain_behind_a_drawn_note_does_not_lengthen_it():
     keep = canvas.window_of([[32, 4, 60, 80]])
     mask = canvas.masked_region(keep, None)
     roll = np.where(mask, 0, keep)
-    roll[60, 36:40] = pianoroll.HELD  # what a network may predict there
-    roll[62, 50], roll[62, 51] = 200, pianoroll.HELD
+    roll[60, 36:40] = pianoroll.SUSTAIN  # what a network may predict there
+    roll[62, 50], roll[62, 51] = 200, pianoroll.SUSTAIN
     assert canvas.new_notes(roll, mask) == [[50, 2, 62, 72]]
 
 
@@ -102,8 +102,8 @@ def test_a_scale_and_chords_hold_in_the_bars_shown(network):
 
 def test_notes_before_the_window_are_sustained_into_it():
     roll = canvas.window_of([[-20, 24, 60, 80], [120, 40, 62, 80], [3, 1, 200, 80]])
-    assert (roll[60, :4] == pianoroll.HELD).all() and not roll[60, 4:].any()
-    assert roll[62, 120] > pianoroll.HELD and (roll[62, 121:] == pianoroll.HELD).all()
+    assert (roll[60, :4] == pianoroll.SUSTAIN).all() and not roll[60, 4:].any()
+    assert roll[62, 120] > pianoroll.SUSTAIN and (roll[62, 121:] == pianoroll.SUSTAIN).all()
     assert np.count_nonzero(roll) == 4 + 8, "a pitch outside the range is left out"
 
 
@@ -121,7 +121,7 @@ def test_what_cannot_be_done_is_one_line(network, changed, message):
 
 
 def test_what_is_saved_loads_as_it_was(tmp_path):
-    picture = canvas.picture_of(DRAWN, 96)
+    picture = canvas.piano_roll_of(DRAWN, 96)
     path = canvas.save(picture, tmp_path, "my <tune>")
     assert path.name == "my__tune__1.mid"
     assert canvas.save(picture, tmp_path, "my <tune>").name == "my__tune__2.mid"
@@ -140,7 +140,7 @@ def test_a_file_that_is_no_midi_is_one_line_that_names_it(data):
 
 def test_a_midi_of_hours_is_one_line(tmp_path):
     notes = np.array([[at, 2, 60, 80] for at in range(0, 40_000, 8)])
-    path = pianoroll.save_midi(pianoroll.Picture(pianoroll.paint(notes, 128, 40_000)),
+    path = pianoroll.save_midi(pianoroll.PianoRoll(pianoroll.roll_of(notes, 128, 40_000)),
                                tmp_path / "long.mid")
     with pytest.raises(MusicError, match=r"long.mid: 2,500 bars, more than the 512"):
         canvas.load_song(path)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from real_midi import REAL_MIDI, real_files
 from utils import edit, pianoroll
 from utils.files import MusicError
-from utils.pianoroll import HELD, notes_of
+from utils.pianoroll import SUSTAIN, notes_of
 
 LIEDER = sorted((REAL_MIDI / "lieder").rglob("*.mid"))[::400]
 
@@ -96,7 +96,7 @@ def noise(rng, kept, begin, end):
     start = rng.integers(begin, end, count)
     notes = np.stack([start, np.minimum(rng.integers(1, 24, count), end - start),
                       rng.integers(0, 128, count), rng.integers(1, 128, count)], axis=1)
-    return np.where(kept > 0, kept, pianoroll.paint(notes, 128, kept.shape[1]))
+    return np.where(kept > 0, kept, pianoroll.roll_of(notes, 128, kept.shape[1]))
 
 
 def check_kept(piece, mode, rng, folder, bars=8):
@@ -109,11 +109,11 @@ def check_kept(piece, mode, rng, folder, bars=8):
     notes = edit.new_notes(noise(rng, kept, begin, end), kept, begin, end, piece)
     path = saved(piece, notes, begin, end, folder)
     assert edit.stays(piece, path, begin, end)
-    after = edit.open_midi(path).picture.levels
-    wanted = pianoroll.paint(notes, 128, kept.shape[1]) + kept
+    after = edit.open_midi(path).picture.pixels
+    wanted = pianoroll.roll_of(notes, 128, kept.shape[1]) + kept
     width = max(after.shape[1], kept.shape[1])
     was, now, wanted = (np.pad(roll, ((0, 0), (0, width - roll.shape[1])))
-                        for roll in (piece.picture.levels, after, wanted))
+                        for roll in (piece.picture.pixels, after, wanted))
     assert np.array_equal(was[:, :begin], now[:, :begin])
     assert np.array_equal(was[:, end:], now[:, end:])
     assert not now[:, begin:end][wanted[:, begin:end] == 0].any(), "nothing sounds unasked"
@@ -185,7 +185,7 @@ def test_old_notes_that_are_generated_again_keep_every_message(builtin_midi):
     piece = edit.open_midi(builtin_midi[1])
     begin, end = edit.choose_bars(piece, "vary", 1)
     kept = edit.kept_roll(piece, begin, end)
-    notes = edit.new_notes(piece.picture.levels, kept, begin, end, piece)
+    notes = edit.new_notes(piece.picture.pixels, kept, begin, end, piece)
     assert messages(edit.replace_notes(piece, notes, begin, end)) == messages(piece.midi)
 
 
@@ -236,7 +236,7 @@ def test_new_bars_follow_the_last_bar_in_which_something_begins(tmp_path):
     ringing = [(0, on(60)), (1920, off(60)), (1920, on(64)), (4200, off(64))]
     piece = edit.open_midi(write(tmp_path / "a.mid", ringing))
     assert piece.bars == 2 and edit.choose_bars(piece, "continue", 2) == (32, 64)
-    assert edit.kept_roll(piece, 32, 64)[64, 32:36].tolist() == [HELD, HELD, HELD, 0]
+    assert edit.kept_roll(piece, 32, 64)[64, 32:36].tolist() == [SUSTAIN, SUSTAIN, SUSTAIN, 0]
     piece = edit.open_midi(write(tmp_path / "b.mid", ringing, quarters(64, 36, 9)))
     assert edit.choose_bars(piece, "continue", 2) == (256, 288)
 
@@ -332,7 +332,7 @@ def test_new_notes_stay_on_a_piano_and_specks_far_from_all_others_are_dropped(tm
     kept = edit.kept_roll(piece, 16, 32)
     notes = np.array([[16, 4, 50, 80], [20, 1, 62, 80], [20, 1, 90, 80], [20, 1, 24, 80],
                       [24, 4, 100, 80], [24, 4, 12, 80], [28, 2, 117, 80], [30, 1, 2, 80]])
-    roll = np.maximum(kept, pianoroll.paint(notes, 128, kept.shape[1]))
+    roll = np.maximum(kept, pianoroll.roll_of(notes, 128, kept.shape[1]))
     for given_piece in (piece, None):
         found = edit.new_notes(roll, kept, 16, 32, given_piece)
         assert found[:, 2].tolist() == [50, 62, 90, 100]

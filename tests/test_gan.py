@@ -146,7 +146,7 @@ def test_what_the_generator_gives_is_what_snap_levels_leaves(lesson):
     gray = 255 * generator.predict(np.random.default_rng(0).standard_normal((2, 14)), verbose=0)
     levels = np.round(gray[..., 0]).astype(np.uint8)
     assert len(np.unique(levels)) > 10, "silence, sustain and many onsets"
-    np.testing.assert_array_equal(levels, pianoroll.snap_levels(levels))
+    np.testing.assert_array_equal(levels, pianoroll.snap(levels))
     np.testing.assert_allclose(gray[..., 0], levels, atol=0.51)
 
 
@@ -379,7 +379,7 @@ def run(run_dir, **parameters):
 
 def pictures(folder, count, size=(106, 300)):
     for i, levels in enumerate(music(count)):
-        pianoroll.save_png(pianoroll.Picture(levels[: size[0], : size[1]], 21),
+        pianoroll.save_png(pianoroll.PianoRoll(levels[: size[0], : size[1]], 21),
                            folder / f"{i}.png")
 
 
@@ -527,7 +527,7 @@ def broken(*_, **__):
     yield rolls[:2]
     raise files.MusicError("bad.png: cannot be read")
 
-corpus.stream_levels = broken
+corpus.stream_rolls = broken
 """
 
 

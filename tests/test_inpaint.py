@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from real_midi import ROOT
 from utils import corpus, diffusion, inpaint, metrics, unet
 from utils.files import MusicError
-from utils.pianoroll import HELD, Picture, notes_of, paint, read_midi
+from utils.pianoroll import SUSTAIN, PianoRoll, notes_of, read_midi, roll_of
 
 BLANK = np.zeros((128, 0), np.uint8)
 
@@ -20,7 +20,7 @@ BLANK = np.zeros((128, 0), np.uint8)
 @pytest.fixture(scope="module")
 def network():
     """A tiny network that has learned nothing: it generates noise."""
-    network = unet.new(paint(np.array([[0, 4, 60, 80], [8, 4, 64, 90]]), 128, 128)[None], "tiny")
+    network = unet.new(roll_of(np.array([[0, 4, 60, 80], [8, 4, 64, 90]]), 128, 128)[None], "tiny")
     network.prior.zero_()  # any pixel is as likely to be active as not
     return network.eval()
 
@@ -31,7 +31,7 @@ def some_notes(rng, begin, end):
     start = rng.integers(begin, end, count)
     length = np.minimum(rng.integers(1, 24, count), end - start)
     pitch, velocity = rng.integers(0, 128, count), rng.integers(1, 128, count)
-    return paint(np.stack([start, length, pitch, velocity], axis=1), 128, end)
+    return roll_of(np.stack([start, length, pitch, velocity], axis=1), 128, end)
 
 
 # ---------------------------------------------------------------- what is kept
@@ -63,7 +63,7 @@ def test_a_seed_gives_the_same_bars(network):
 
 
 def test_strength_0_leaves_what_it_starts_from(network, builtin_midi):
-    start_from = read_midi(builtin_midi[0]).levels[:, :90]
+    start_from = read_midi(builtin_midi[0]).pixels[:, :90]
     kept = start_from.copy()
     kept[:, 32:] = 0
     roll = inpaint.inpaint(network, kept, 32, 90, start_from=start_from, strength=0)
@@ -116,7 +116,7 @@ def windows_of(monkeypatch, width, begin, end, **options):
     seen = []
     monkeypatch.setattr(inpaint, "generate", lambda *_, roll, mask, onsets, seed, **options: (
         seen.append((roll, mask, onsets, seed)) or np.where(mask, 0, roll)[None]))
-    kept = np.full((128, width), HELD, np.uint8)
+    kept = np.full((128, width), SUSTAIN, np.uint8)
     kept[:60, begin:end] = kept[61:, begin:end] = 0
     inpaint.inpaint(None, kept, begin, end, **options)
     assert len({seed for *_, seed in seen}) == len(seen), "each segment has noise of its own"
@@ -136,14 +136,14 @@ def test_a_segment_sees_what_comes_before_it(monkeypatch, bar, open_end):
         assert first % bar == 0 or (first % 4 == 0 and (bar > 64 or first < bar))
         assert first >= (16 if in_the_middle else 48 - min(bar, 32)) and not mask[:, :first].any()
         assert not mask[0, -32:].any() if in_the_middle else mask[0, first:].all()
-        assert np.array_equal(~mask[60, first:], roll[60, first:] == HELD), "kept notes stay"
+        assert np.array_equal(~mask[60, first:], roll[60, first:] == SUSTAIN), "kept notes stay"
 
 
 def test_the_last_segment_sees_what_follows(monkeypatch):
     seen = windows_of(monkeypatch, 480, 128, 256)
     assert [mask[0].sum() for _, mask, _ in seen] == [64 + inpaint.AHEAD, 64]
     roll, mask, _ = seen[-1]
-    assert mask[0].argmax() == 32 and (roll[:, 96:] == HELD).all()
+    assert mask[0].argmax() == 32 and (roll[:, 96:] == SUSTAIN).all()
 
 
 def test_the_end_of_a_piece_is_a_known_bar_of_silence(monkeypatch):
@@ -173,14 +173,14 @@ def test_a_note_is_held_over_boundaries_and_no_sustain_is_left_alone(monkeypatch
     """Row 60 has an onset and is sustained for ever, row 61 is sustained without an onset."""
     def endless(network, count, *, roll, mask, **options):
         new = roll.copy()
-        new[60:62][mask[60:62]] = HELD
+        new[60:62][mask[60:62]] = SUSTAIN
         if not roll[60].any():
             new[60, 0] = 200
         return new[None]
 
     monkeypatch.setattr(inpaint, "generate", endless)
     roll = inpaint.inpaint(None, BLANK, 0, 512, open_end=True)
-    assert notes_of(Picture(roll)).tolist() == [[0, 512, 60, 72]]
+    assert notes_of(PianoRoll(roll)).tolist() == [[0, 512, 60, 72]]
 
 
 def test_a_segment_decides_how_its_last_notes_end(monkeypatch):
@@ -188,18 +188,19 @@ def test_a_segment_decides_how_its_last_notes_end(monkeypatch):
     def two_notes(network, count, *, roll, mask, **options):
         new = roll.copy()
         if roll.any():
-            new[60][mask[60]] = HELD
+            new[60][mask[60]] = SUSTAIN
         else:
-            new[60, 60], new[60, 61:70] = 200, HELD
+            new[60, 60], new[60, 61:70] = 200, SUSTAIN
         return new[None]
 
     monkeypatch.setattr(inpaint, "generate", two_notes)
     roll = inpaint.inpaint(None, BLANK, 0, 128, open_end=True)
-    assert notes_of(Picture(roll)).tolist() == [[60, 10, 60, 72]]
+    assert notes_of(PianoRoll(roll)).tolist() == [[60, 10, 60, 72]]
 
 
 def test_an_ending_is_the_sustain_and_the_pixel_after():
-    roll = np.array([[HELD, HELD, 0, HELD], [0, HELD, 0, 0], [200, HELD, 0, 0], [HELD] * 4])
+    roll = np.array([[SUSTAIN, SUSTAIN, 0, SUSTAIN], [0, SUSTAIN, 0, 0],
+                     [200, SUSTAIN, 0, 0], [SUSTAIN] * 4])
     found = inpaint.endings(roll.astype(np.uint8), np.array([True, True, True, False]))
     assert found.tolist() == [[True, True, True, False], [True] + 3 * [False],
                               [True] + 3 * [False], 4 * [False]]
@@ -209,7 +210,7 @@ PEAK = """
 import resource, sys
 import numpy as np
 from utils import inpaint, pianoroll, unet
-roll = pianoroll.paint(np.array([[0, 4, 60, 80], [8, 4, 64, 90]]), 128, 128)[None]
+roll = pianoroll.roll_of(np.array([[0, 4, 60, 80], [8, 4, 64, 90]]), 128, 128)[None]
 inpaint.inpaint(unet.new(roll, "tiny").eval(), np.zeros((128, 0), np.uint8), 0,
                 16 * int(sys.argv[1]), open_end=True, sampling_steps=1)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
@@ -239,11 +240,12 @@ def test_new_bars_are_in_key_more_often_than_without_the_piece():
     scales = [np.roll(metrics.MAJOR, tonic) for tonic in range(12)]
     rates = []
     for piece in [p for p in corpus.choose_pieces("builtin") if p.split == "valid"][:6]:
-        kept = read_midi(piece.path).levels[:, :64]
+        kept = read_midi(piece.path).pixels[:, :64]
         roll = inpaint.inpaint(network, kept, 64, 128, open_end=True, sampling_steps=20,
                                onsets_per_bar=inpaint.usual_density(kept, 64, 128))
-        key = max(scales, key=lambda scale, kept=kept: in_key(notes_of(Picture(kept))[:, 2], scale))
-        new = np.nonzero(roll[:, 64:] > HELD)[0]
+        old = notes_of(PianoRoll(kept))[:, 2]
+        key = max(scales, key=lambda scale, old=old: in_key(old, scale))
+        new = np.nonzero(roll[:, 64:] > SUSTAIN)[0]
         assert len(new) >= 8
         rates.append([in_key(new, key), in_key(metrics.notes_of_set(control, 0)[:, 3], key)])
     new_rate, control_rate = np.mean(rates, axis=0)

@@ -52,7 +52,7 @@ def tree(tmp_path_factory):
                                                  cell.source, flags=re.M)
                     assert count == 1, name
         nbformat.write(notebook, folder / "notebooks" / path.name)
-    levels = pianoroll.paint(np.array([[0, 4, 60, 80], [8, 4, 64, 90]]), 128, 128)[None]
+    levels = pianoroll.roll_of(np.array([[0, 4, 60, 80], [8, 4, 64, 90]]), 128, 128)[None]
     network = unet.new(levels, "tiny")
     network.prior.zero_()  # it generates more than silence
     unet.save(network, folder / "data" / "models" / "diffusion.safetensors")

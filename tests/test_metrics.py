@@ -13,7 +13,7 @@ from scipy import linalg, stats
 
 from utils import metrics
 from utils.files import MusicError
-from utils.pianoroll import Picture, notes_of, paint
+from utils.pianoroll import PianoRoll, notes_of, roll_of
 
 PITCHES, STEPS, LOWEST = 48, 64, 36
 NAMES = list(metrics.FEATURES)
@@ -27,7 +27,7 @@ def column(table, name):
 def value(notes, name, steps=STEPS, **options):
     """One feature of one roll of notes (start, length, pitch[, velocity])."""
     notes = [(*note, 80)[:4] for note in notes]
-    roll = paint(np.array(notes).reshape(-1, 4), PITCHES, steps, LOWEST)
+    roll = roll_of(np.array(notes).reshape(-1, 4), PITCHES, steps, LOWEST)
     return column(metrics.features(roll[None], LOWEST, **options), name)[0]
 
 
@@ -49,7 +49,7 @@ def music(n, seed, steps=STEPS, scale=(0, 2, 4, 5, 7, 9, 11)):
                 loud = rng.integers(60, 100)
                 notes.append((bar + at, 2, 36 + tonic + 12 * octave + scale[class_], loud))
         notes = np.array(notes)
-        rolls.append(paint(notes, PITCHES + 24, steps, LOWEST))
+        rolls.append(roll_of(notes, PITCHES + 24, steps, LOWEST))
     return np.stack(rolls)
 
 
@@ -62,7 +62,7 @@ note = st.tuples(
 )
 roll_sets = st.lists(st.lists(note, max_size=40), min_size=2, max_size=6).map(
     lambda rolls: np.stack(
-        [paint(np.array(notes).reshape(-1, 4), PITCHES, STEPS, LOWEST) for notes in rolls]
+        [roll_of(np.array(notes).reshape(-1, 4), PITCHES, STEPS, LOWEST) for notes in rolls]
     )
 )
 
@@ -74,7 +74,7 @@ def test_notes_are_those_of_the_decoder(levels, lowest):
     got = metrics.notes_of_set(levels, lowest)
     for i, roll in enumerate(levels):
         own = got[got[:, 0] == i, 1:]
-        expected = notes_of(Picture(roll, lowest))
+        expected = notes_of(PianoRoll(roll, lowest))
         expected = expected[np.lexsort((expected[:, 2], expected[:, 0]))]
         np.testing.assert_array_equal(own, expected)
 
@@ -355,7 +355,7 @@ def with_figure(starts, seed=0):
         notes = np.stack([rng.integers(0, 128, 20), rng.integers(1, 8, 20),
                           rng.integers(40, 80, 20), np.full(20, 80)], 1)
         figure = [((start + at) % 128, 4, 50 + at % 11, 80) for at in range(0, 64, 4)]
-        rolls.append(paint(np.concatenate([notes, figure]), PITCHES, 128, LOWEST))
+        rolls.append(roll_of(np.concatenate([notes, figure]), PITCHES, 128, LOWEST))
     return np.stack(rolls)
 
 

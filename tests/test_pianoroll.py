@@ -17,7 +17,7 @@ from PIL import Image
 from real_midi import real_files
 from utils import pianoroll
 from utils.files import atomic
-from utils.pianoroll import DIFFUSION, GAN, HELD, ONSET, MusicError, Picture
+from utils.pianoroll import DIFFUSION, GAN, ONSET, SUSTAIN, MusicError, PianoRoll
 
 REAL = real_files(6)  # 24 files; check_real_midi.py takes all
 
@@ -55,14 +55,14 @@ def test_the_louder_note_stays_and_ends_at_the_next(notes):
 
 @given(note_lists())
 def test_notes_to_picture_to_notes_is_exact(notes):
-    picture = Picture(pianoroll.paint(notes, 128, 256))
+    picture = PianoRoll(pianoroll.roll_of(notes, 128, 256))
     assert np.array_equal(pianoroll.notes_of(picture), without_overlaps_by_hand(notes.tolist()))
 
 
 @given(note_lists())
 def test_what_lies_outside_the_rows_is_left_out(notes):
-    levels = pianoroll.paint(notes, GAN.pitches, 120, GAN.lowest_pitch)
-    whole = pianoroll.paint(notes, 128, 256)
+    levels = pianoroll.roll_of(notes, GAN.pitches, 120, GAN.lowest_pitch)
+    whole = pianoroll.roll_of(notes, 128, 256)
     assert np.array_equal(levels, whole[21:127, :120])
 
 
@@ -72,7 +72,7 @@ def test_what_lies_outside_the_rows_is_left_out(notes):
 def test_picture_to_midi_file_to_picture_is_exact(tmp_path_factory, notes, steps_per_beat, tempo):
     if not len(notes):
         return
-    picture = Picture(pianoroll.paint(notes, 128, 256), 0, steps_per_beat, tempo, "made up")
+    picture = PianoRoll(pianoroll.roll_of(notes, 128, 256), 0, steps_per_beat, tempo, "made up")
     path = tmp_path_factory.mktemp("midi") / "a.mid"
     pianoroll.save_midi(picture, path)
     again = pianoroll.read_midi(path, steps_per_beat)
@@ -82,20 +82,20 @@ def test_picture_to_midi_file_to_picture_is_exact(tmp_path_factory, notes, steps
 
 @given(note_lists())
 def test_planes_are_an_exact_inverse(notes):
-    levels = pianoroll.paint(notes, 128, 256)
+    levels = pianoroll.roll_of(notes, 128, 256)
     planes = pianoroll.to_planes(levels)
     assert planes.shape == (2, 128, 256) and planes.dtype == np.float32
     assert np.array_equal(pianoroll.from_planes(planes), levels)
     nudged = planes + np.random.default_rng(0).uniform(-0.001, 0.001, planes.shape)
-    assert np.array_equal(pianoroll.from_planes(nudged) > HELD, levels > HELD)
+    assert np.array_equal(pianoroll.from_planes(nudged) > SUSTAIN, levels > SUSTAIN)
 
 
 @given(note_lists())
 def test_png_keeps_pixels_and_facts(tmp_path_factory, notes):
-    picture = Picture(pianoroll.paint(notes, 128, 128), 0, 12, 93.25, "naïve\nname 音.mid", 384)
+    picture = PianoRoll(pianoroll.roll_of(notes, 128, 128), 0, 12, 93.25, "naïve\nname 音.mid", 384)
     path = pianoroll.save_png(picture, tmp_path_factory.mktemp("png") / "a.png")
     again = pianoroll.load_png(path)
-    assert np.array_equal(again.levels, picture.levels)
+    assert np.array_equal(again.pixels, picture.pixels)
     assert (again.lowest_pitch, again.steps_per_beat, again.tempo_bpm, again.source,
             again.start_step) == (0, 12, 93.25, "naïve\nname 音.mid", 384)
     with Image.open(path) as image:
@@ -104,29 +104,29 @@ def test_png_keeps_pixels_and_facts(tmp_path_factory, notes):
 
 def test_windows_cover_the_piece_and_leave_silence_out():
     notes = [[5, 3, 60, 80], [127, 4, 64, 90], [900, 10, 20, 70]]  # pitch 20 lies below the GAN's
-    piece = Picture(pianoroll.paint(np.array(notes), 128, 910), tempo_bpm=100,
+    piece = PianoRoll(pianoroll.roll_of(np.array(notes), 128, 910), tempo_bpm=100,
                     tempo_changes=((600, 50.0),))
     cut = pianoroll.windows(piece, DIFFUSION)
     assert [w.start_step for w in cut] == [0, 896]
     assert [w.tempo_bpm for w in cut] == [100, 50]
-    assert all(w.levels.shape == (128, 128) and w.levels.dtype == np.uint8 for w in cut)
-    assert cut[1].levels[20, 4] == ONSET + 70
+    assert all(w.pixels.shape == (128, 128) and w.pixels.dtype == np.uint8 for w in cut)
+    assert cut[1].pixels[20, 4] == ONSET + 70
     assert [w.start_step for w in pianoroll.windows(piece, GAN)] == [0]
     # the note of pitch 64 goes on in the second window: a tail, which alone keeps no window
-    assert piece.levels[64, 128] == HELD
+    assert piece.pixels[64, 128] == SUSTAIN
 
 
 @given(hnp.arrays(np.uint8, (3, 12)))
 def test_any_gray_image_decodes_as_a_loop_does(gray):
     """A sustain without an onset has velocity 64; a note at the right edge ends there."""
     expected = []
-    for pitch, row in enumerate(pianoroll.snap_levels(gray).tolist()):
+    for pitch, row in enumerate(pianoroll.snap(gray).tolist()):
         for step, pixel in enumerate(row):
-            if pixel > HELD or (pixel and (step == 0 or not row[step - 1])):
-                expected.append([step, 1, pitch, pixel - ONSET if pixel > HELD else 64])
+            if pixel > SUSTAIN or (pixel and (step == 0 or not row[step - 1])):
+                expected.append([step, 1, pitch, pixel - ONSET if pixel > SUSTAIN else 64])
             elif pixel:
                 expected[-1][1] += 1
-    assert pianoroll.notes_of(Picture(gray)).tolist() == expected
+    assert pianoroll.notes_of(PianoRoll(gray)).tolist() == expected
 
 
 @pytest.mark.parametrize(("rows", "lowest"), [(128, 0), (106, 21)])
@@ -150,10 +150,10 @@ def test_a_png_that_is_no_music_is_named_in_one_line(tmp_path, kind):
     elif kind == "text":
         path.write_text("not a picture")
     elif kind == "cut":
-        pianoroll.save_png(Picture(np.zeros((128, 128), np.uint8)), path)
+        pianoroll.save_png(PianoRoll(np.zeros((128, 128), np.uint8)), path)
         path.write_bytes(path.read_bytes()[:-30])
     elif kind == "facts":
-        pianoroll.save_png(Picture(np.zeros((128, 128), np.uint8), tempo_bpm=float("nan")), path)
+        pianoroll.save_png(PianoRoll(np.zeros((128, 128), np.uint8), tempo_bpm=float("nan")), path)
     else:
         Image.new("L", (6_000, 20_000)).save(path)
     with pytest.raises(MusicError) as error:

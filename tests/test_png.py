@@ -17,19 +17,19 @@ def chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
-def roll(**facts) -> pianoroll.Picture:
-    return pianoroll.Picture(pianoroll.paint(np.array(NOTES), 128, 16), **facts)
+def roll(**facts) -> pianoroll.PianoRoll:
+    return pianoroll.PianoRoll(pianoroll.roll_of(np.array(NOTES), 128, 16), **facts)
 
 
 def test_16_bit_gray_keeps_its_loudness(tmp_path):
-    Image.fromarray(roll().levels.astype(np.uint16) << 8).save(tmp_path / "a.png")
+    Image.fromarray(roll().pixels.astype(np.uint16) << 8).save(tmp_path / "a.png")
     assert Image.open(tmp_path / "a.png").mode == "I;16"
     assert pianoroll.notes_of(pianoroll.load_png(tmp_path / "a.png")).tolist() == NOTES
 
 
 @pytest.mark.parametrize("kind", ["GIF", "BMP", "TIFF"])
 def test_another_format_named_png_is_refused(kind, tmp_path):
-    Image.fromarray(roll().levels).save(tmp_path / "a.png", kind)
+    Image.fromarray(roll().pixels).save(tmp_path / "a.png", kind)
     with pytest.raises(MusicError, match=r"a\.png: cannot be read as a PNG"):
         pianoroll.load_png(tmp_path / "a.png")
 
@@ -53,11 +53,11 @@ def test_a_damaged_chunk_is_read_over_or_named(extra, tmp_path):
     data = pianoroll.png_bytes(roll())
     (tmp_path / "a.png").write_bytes(data[:33] + extra + data[33:])  # after the header
     try:
-        levels = pianoroll.load_png(tmp_path / "a.png").levels
+        levels = pianoroll.load_png(tmp_path / "a.png").pixels
     except MusicError as error:
         assert "a.png" in str(error) and "\n" not in str(error)
     else:
-        assert np.array_equal(levels, roll().levels)
+        assert np.array_equal(levels, roll().pixels)
 
 
 def test_a_colour_image_is_named_so(tmp_path):

@@ -69,9 +69,9 @@ def test_a_file_of_any_name_is_converted_played_and_shown(name, tmp_path, monkey
     write_midi(tmp_path / "mine" / name)
     summary = corpus.convert(tmp_path / "mine", tmp_path / "run", jobs=1)
     assert summary.pieces == 1 and not summary.skipped
-    (image, *_) = corpus.load_pictures(tmp_path / "run/images/diffusion/train", 9) or \
-        corpus.load_pictures(tmp_path / "run/images/diffusion/valid", 9)
-    assert image.levels.any()
+    (image, *_) = corpus.load_images(tmp_path / "run/images/diffusion/train", 9) or \
+        corpus.load_images(tmp_path / "run/images/diffusion/valid", 9)
+    assert image.pixels.any()
     text = gallery_of(tmp_path / "mine" / name, tmp_path)
     page = Tags(text)
     assert page.elements.count("script") == 1 and not page.handlers, "the gallery's own alone"
@@ -160,7 +160,7 @@ def test_nothing_is_unpickled_without_a_guard(what):
 
 
 def test_an_image_with_a_script_in_its_facts_shows_it_as_text(tmp_path):
-    levels = pianoroll.paint(np.array([[0, 4, 60, 80]]), 128, 128)
-    path = pianoroll.save_png(pianoroll.Picture(levels, source=SCRIPT), tmp_path / "a.png")
+    levels = pianoroll.roll_of(np.array([[0, 4, 60, 80]]), 128, 128)
+    path = pianoroll.save_png(pianoroll.PianoRoll(levels, source=SCRIPT), tmp_path / "a.png")
     picture = pianoroll.load_png(path)
     assert "<script>alert" not in show.listen(picture, title=picture.source).data

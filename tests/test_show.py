@@ -12,13 +12,13 @@ import soundfile
 from PIL import Image
 
 from utils import audio, pianoroll, show
-from utils.pianoroll import MusicError, Picture
+from utils.pianoroll import MusicError, PianoRoll
 
 NOTES = np.array([[0, 8, 60, 127], [8, 8, 64, 20], [16, 112, 67, 80]])
 
 
-def picture(**facts) -> Picture:
-    return Picture(pianoroll.paint(NOTES, 128, 128), **facts)
+def picture(**facts) -> PianoRoll:
+    return PianoRoll(pianoroll.roll_of(NOTES, 128, 128), **facts)
 
 
 def tone_wav(path, seconds=4.0, rate_hz=44_100, frequency_hz=440.0):
@@ -82,7 +82,7 @@ def test_other_arrays_are_refused_in_words(wrong):
 
 
 def test_a_plain_array_of_106_rows_starts_at_pitch_21():
-    assert show.as_picture(np.zeros((106, 300), dtype=np.uint8)).lowest_pitch == 21
+    assert show.as_roll(np.zeros((106, 300), dtype=np.uint8)).lowest_pitch == 21
 
 
 def test_look_shows_once(monkeypatch):
@@ -92,7 +92,7 @@ def test_look_shows_once(monkeypatch):
     assert len(shown) == 1 and shown[0].data.startswith(b"\x89PNG")
 
 
-def sound_of(player) -> tuple[np.ndarray, int]:
+def audio_of(player) -> tuple[np.ndarray, int]:
     data = re.search(r"data:audio/mpeg;base64,([^\"]+)", player.data).group(1)
     return soundfile.read(io.BytesIO(base64.b64decode(data)))
 
@@ -113,7 +113,7 @@ def test_listen_holds_its_sound(kind, tmp_path):
     player = show.listen(thing, title='<b>"x"</b>')
     assert len(player.data) < 90_000, "16 seconds"
     assert "<b>" not in player.data and "&lt;b&gt;" in player.data
-    sound, rate_hz = sound_of(player)
+    sound, rate_hz = audio_of(player)
     assert rate_hz == show.PLAYER_RATE_HZ and sound.ndim == 1
     assert 15.9 <= len(sound) / rate_hz <= 20
     assert np.sqrt(np.mean(sound**2)) > 0.01

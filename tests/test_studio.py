@@ -42,7 +42,7 @@ REQUEST = {"keep": [[0, 4, 60, 80, 0], [40, 8, 64, 90, 0], [-4, 10, 50, 70, 0]],
 @pytest.fixture(scope="module")
 def tiny():
     """An untrained network that generates more than silence, all of its parts at work."""
-    levels = pianoroll.paint(np.array([[0, 4, 60, 80], [8, 4, 64, 90]]), 128, 128)[None]
+    levels = pianoroll.roll_of(np.array([[0, 4, 60, 80], [8, 4, 64, 90]]), 128, 128)[None]
     new = unet.new(levels, "tiny")
     new.prior.fill_(-2)
     random = torch.Generator().manual_seed(0)
@@ -75,7 +75,7 @@ def test_the_pages_model_is_made_of_the_shipped_weights():
 def test_the_exported_model_predicts_what_the_rounded_network_does(tiny, tiny_model):
     model = (tiny_model / "model.onnx").read_bytes()
     assert max(export_onnx.differences(model, export_onnx.halved(tiny))) < 1e-5
-    other = unet.new(pianoroll.paint(np.array([[0, 4, 30, 80]]), 128, 128)[None], "tiny").eval()
+    other = unet.new(pianoroll.roll_of(np.array([[0, 4, 30, 80]]), 128, 128)[None], "tiny").eval()
     assert max(export_onnx.differences(model, other)) > 1e-3
 
 

@@ -1,4 +1,4 @@
-"""The network: its per-pixel evidence, its conditions, its file, and files that are not its own."""
+"""The network: its per-pixel logits, its conditions, its file, and files that are not its own."""
 
 import dataclasses
 import json
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from utils import diffusion, unet
 from utils.files import MusicError
-from utils.pianoroll import HELD, to_planes
+from utils.pianoroll import SUSTAIN, to_planes
 
 
 def some_rolls(seed=0, count=3):
@@ -24,7 +24,7 @@ def some_rolls(seed=0, count=3):
     for roll in rolls:
         for _ in range(60):
             row, start, length = random.integers((40, 0, 1), (80, 120, 8))
-            roll[row, start : start + length] = HELD
+            roll[row, start : start + length] = SUSTAIN
             roll[row, start] = random.integers(160, 255)
     return rolls
 
@@ -75,7 +75,7 @@ def test_each_size_predicts_every_pixel(size):
     network = unet.new(some_rolls(), size).eval()
     with torch.no_grad():
         prediction = network(torch.randn(1, 2, 128, 128), torch.zeros(1))
-    assert prediction.logits.shape == prediction.evidence.shape == (1, 2, 128, 128)
+    assert prediction.logits.shape == prediction.pixel_logits.shape == (1, 2, 128, 128)
     assert prediction.velocity.shape == (1, 1, 128, 128)
     assert all(part.isfinite().all() for part in prediction)
 
@@ -93,8 +93,8 @@ def test_rows_outside_those_generated_keep_their_evidence(network):
     assert low == 24 and network.config.rows % 24 == 0 and high >= 87
     x_t, level, _ = noised(network, 0)
     with torch.no_grad():
-        logits, _, evidence = network(x_t, level)
-    changed = (logits != evidence).any(dim=3).any(dim=1)  # [3, 128]
+        logits, _, pixel_logits = network(x_t, level)
+    changed = (logits != pixel_logits).any(dim=3).any(dim=1)  # [3, 128]
     assert changed[:, 40:80].all() and not changed[:, :low].any() and not changed[:, high:].any()
 
 
@@ -123,7 +123,7 @@ def test_the_evidence_is_the_posterior_by_bayes(network, level):
     likelihood = [torch.distributions.Normal(a**0.5 * (value - mean) / std, (1 - a) ** 0.5)
                   .log_prob(x_t64) for value in (network.loud.double(), 0)]
     wanted = (likelihood[0] + rate.log()) - (likelihood[1] + (1 - rate).log())
-    found, velocity = network.evidence(x_t, log_snr)
+    found, velocity = network.pixel_logits(x_t, log_snr)
     torch.testing.assert_close(found.double(), wanted.clamp(-30, 30), rtol=1e-3, atol=1e-3)
     # Gaussian prior and noise: the posterior mean weighs both by their precision
     spread = network.config.onset_std
@@ -137,9 +137,9 @@ def test_an_untrained_network_predicts_the_evidence():
     network = untrained()
     x_t, level, _ = noised(network, -1)
     with torch.no_grad():
-        logits, velocity, evidence = network(x_t, level)
-        alone = network.evidence(x_t, level)
-    assert torch.equal(logits, evidence)
+        logits, velocity, pixel_logits = network(x_t, level)
+        alone = network.pixel_logits(x_t, level)
+    assert torch.equal(logits, pixel_logits)
     assert torch.equal(logits, alone[0]) and torch.equal(velocity, alone[1])
 
 
@@ -210,7 +210,7 @@ def test_notes_are_counted_in_rolls_that_sound_to_their_end():
     rolls[1, :, 90:] = 0  # falls silent
     active, onsets = unet.note_counts(rolls)
     assert active == tuple((roll > 0).sum() for roll in rolls[[0, 2]])
-    assert onsets == tuple((roll > HELD).sum() for roll in rolls[[0, 2]])
+    assert onsets == tuple((roll > SUSTAIN).sum() for roll in rolls[[0, 2]])
 
 
 def test_rolls_without_a_note_and_unknown_sizes_are_refused():

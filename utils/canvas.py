@@ -21,7 +21,7 @@ from matplotlib.patches import Rectangle
 from utils import audio, diffusion, harmony, pianoroll, show
 from utils.diffusion import WIDTH
 from utils.files import MusicError
-from utils.pianoroll import DIFFUSION, Picture
+from utils.pianoroll import DIFFUSION, PianoRoll
 
 SAMPLING_STEPS = 25  # about a second on two cores
 SHOWN_EVERY = 3  # steps from one prediction that is shown to the next
@@ -57,9 +57,9 @@ class Canvas(anywidget.AnyWidget):
         self.on_msg(self._receive)
 
     @property
-    def picture(self) -> Picture:
+    def picture(self) -> PianoRoll:
         """What is on the canvas, as a piano roll of at least eight bars."""
-        return picture_of(self.notes, self.song.get("tempo", 120.0))
+        return piano_roll_of(self.notes, self.song.get("tempo", 120.0))
 
     def _receive(self, _widget: object, message: dict, buffers: list) -> None:
         """Starts what is asked for in a thread, so that the notebook stays free."""
@@ -80,9 +80,10 @@ class Canvas(anywidget.AnyWidget):
                         answer = {"notes": fill(self.network, message["request"],
                                                 lambda **seen: self._show(message["id"], **seen))}
                     case "play":
-                        answer = {"url": sound_of(picture_of(message["notes"], message["tempo"]))}
+                        drawn = piano_roll_of(message["notes"], message["tempo"])
+                        answer = {"url": audio_of(drawn)}
                     case "save":
-                        path = save(picture_of(message["notes"], message["tempo"]), self.folder,
+                        path = save(piano_roll_of(message["notes"], message["tempo"]), self.folder,
                                     message["name"])
                         answer, data = {"name": path.name, "where": path.as_posix()}, [
                             path.read_bytes()]
@@ -159,7 +160,7 @@ def new_notes(roll: np.ndarray, mask: np.ndarray) -> list[list[int]]:
     """The notes of a roll that begin and end where `mask` is True: both `[128, 128]`."""
     inside = np.pad(np.where(mask, roll, 0), ((0, 0), (1, 0)))  # no sustain from before the window
     inside = diffusion.without_stray_sustains(inside)[:, 1:]
-    return pianoroll.notes_of(Picture(inside)).tolist()
+    return pianoroll.notes_of(PianoRoll(inside)).tolist()
 
 
 def window_of(rows: list[list[int]]) -> np.ndarray:
@@ -167,7 +168,7 @@ def window_of(rows: list[list[int]]) -> np.ndarray:
     notes = np.array([row[:4] for row in rows], np.int64).reshape(-1, 4)
     before = max(-int(notes[:, 0].min(initial=0)), 0)
     notes[:, 0] += before
-    return pianoroll.paint(notes, DIFFUSION.pitches, before + WIDTH)[:, before:]
+    return pianoroll.roll_of(notes, DIFFUSION.pitches, before + WIDTH)[:, before:]
 
 
 # ---------------------------------------------------------------- songs, sound and files
@@ -179,16 +180,16 @@ def new_song() -> dict:
             "name": "drawn"}
 
 
-def picture_of(rows: list[list[int]], tempo_bpm: float) -> Picture:
+def piano_roll_of(rows: list[list[int]], tempo_bpm: float) -> PianoRoll:
     """Notes as a piano roll of whole bars, eight at least."""
     notes = np.array([row[:4] for row in rows], np.int64).reshape(-1, 4)
     end = int((notes[:, 0] + notes[:, 1]).max(initial=WIDTH))
-    return Picture(pianoroll.paint(notes, 128, -(-end // 16) * 16), tempo_bpm=float(tempo_bpm))
+    return PianoRoll(pianoroll.roll_of(notes, 128, -(-end // 16) * 16), tempo_bpm=float(tempo_bpm))
 
 
 def figure_of(rows: list[list[int]], title: str = "", selection: dict | None = None) -> Figure:
     """A still picture of a canvas: your notes orange, the model's blue, the selection dashed."""
-    figure = show.figure_of(picture_of(rows, 120), title, columns=1)
+    figure = show.figure_of(piano_roll_of(rows, 120), title, columns=1)
     axis = figure.axes[0]
     axis.images[0].set_visible(False)
     for start, length, pitch, _, by in rows:
@@ -213,7 +214,7 @@ def load_song(path: str | Path) -> dict:
                          "the canvas takes; cut the file first")
     first, notes = int(lines[0]), pianoroll.notes_of(picture)
     notes = notes[notes[:, 0] >= first] - [first, 0, 0, 0]
-    steps = max(picture.levels.shape[1] - first, WIDTH)
+    steps = max(picture.pixels.shape[1] - first, WIDTH)
     return {"notes": [[*row, YOU] for row in notes.tolist()], "steps": -(-steps // 16) * 16,
             "lines": [int(line) - first for line in lines], "tempo": picture.tempo_bpm,
             "name": Path(path).stem}
@@ -231,7 +232,7 @@ def load_bytes(name: str, data: bytes) -> dict:
             raise MusicError(str(error).replace(str(path), path.name)) from None
 
 
-def sound_of(picture: Picture) -> str:
+def audio_of(picture: PianoRoll) -> str:
     """The sound of a piano roll, as an MP3 in a data URI. Raises `MusicError` for silence."""
     with tempfile.TemporaryDirectory() as folder:
         midi, wav = Path(folder, "drawn.mid"), Path(folder, "drawn.wav")
@@ -240,7 +241,7 @@ def sound_of(picture: Picture) -> str:
         return show.data_uri(show.mp3_of(wav), "audio/mpeg")
 
 
-def save(picture: Picture, folder: Path, name: str) -> Path:
+def save(picture: PianoRoll, folder: Path, name: str) -> Path:
     """Write a MIDI file under a number that is free: `drawn_1.mid`, `drawn_2.mid` and so on."""
     stem = "".join(c if c.isalnum() or c in "-_" else "_" for c in name)[:60] or "drawn"
     number = 1

@@ -127,7 +127,7 @@ def _digest(path: Path) -> str:
         return hashlib.sha256(os.fsencode(path)).hexdigest()
 
 
-def picture_names(pieces: list[Piece]) -> list[str]:
+def image_names(pieces: list[Piece]) -> list[str]:
     """A file name without suffix for each piece: readable, safe everywhere, unique, the same for
     the same source."""
     clean = [re.sub(r"[^\w.+-]+", "_", piece.source.replace("/", "__")) for piece in pieces]
@@ -236,7 +236,7 @@ def convert(midi_dir: str | Path, run_dir: str | Path, steps_per_beat: int = 4, 
 
 def _convert_pieces(pieces: list[Piece], images: Path, jobs: int, *settings: str | int) -> Summary:
     """Convert in parallel, and write what comes in order: the training pieces, then the others."""
-    named = sorted(zip(pieces, picture_names(pieces), strict=True),
+    named = sorted(zip(pieces, image_names(pieces), strict=True),
                    key=lambda pair: SPLITS.index(pair[0].split))
     storage, size = settings[0], BATCH[settings[0]]
     batches = [named[i : i + size] for i in range(0, len(named), size)]
@@ -304,7 +304,7 @@ def _convert_piece(piece: Piece, name: str, steps_per_beat: int, hop: int) -> li
     rows, lines = [], pianoroll.bar_lines_of(whole)
     for preset in PRESETS.values():
         for number, picture in enumerate(pianoroll.windows(whole, preset, hop, lines)):
-            digest = hashlib.blake2b(picture.levels, digest_size=8, salt=preset.name.encode())
+            digest = hashlib.blake2b(picture.pixels, digest_size=8, salt=preset.name.encode())
             rows.append({"folder": f"{preset.name}/{piece.split}",
                          "file_name": f"{name}_{number:04d}.png", "source": piece.source,
                          "start_step": picture.start_step, "tempo": round(picture.tempo_bpm, 3),
@@ -437,7 +437,7 @@ def _has_images(folder: str | Path) -> bool:
     return any(Path(folder).glob("*.p[na]*"))
 
 
-def count_pictures(folder: str | Path) -> int:
+def count_images(folder: str | Path) -> int:
     """How many images a folder holds, as PNG files or as rows of parquet files."""
     import pyarrow.parquet
     files, shards = _find_images(folder)
@@ -457,7 +457,7 @@ Image = tuple[str, bytes | None]  # its path, and where that is no file of its o
 def _evenly(folder: str | Path, most: int = 0) -> list[Image]:
     """All images of a folder in order, or `most`, from the first to the last in equal strides."""
     import pyarrow.dataset
-    count = count_pictures(folder)
+    count = count_images(folder)
     chosen = np.linspace(0, count - 1, min(count, most or count)).round().astype(int)
     files, shards = _find_images(folder)
     if files:
@@ -468,7 +468,7 @@ def _evenly(folder: str | Path, most: int = 0) -> list[Image]:
 
 def _decoded(path: str, png: bytes | None, size: tuple[int, ...]) -> np.ndarray:
     """An image's levels. Raises `MusicError` where they are not of this size."""
-    levels = pianoroll.load_png(path, png).levels
+    levels = pianoroll.load_png(path, png).pixels
     if levels.shape != tuple(size):
         raise MusicError(f"{path}: {'×'.join(map(str, levels.shape))} pixels, not "
                          f"{'×'.join(map(str, size))}; run notebook 01_midi2img again")
@@ -479,22 +479,22 @@ def _size(folder: str | Path, preset_name: str | None) -> tuple[int, int]:
     """Rows and columns: the preset's, or the first image's."""
     if preset_name in PRESETS:
         return PRESETS[preset_name].pitches, PRESETS[preset_name].steps
-    return pianoroll.load_png(*_evenly(folder, 1)[0]).levels.shape
+    return pianoroll.load_png(*_evenly(folder, 1)[0]).pixels.shape
 
 
-def load_levels(folder: str | Path, preset_name: str | None = None, most: int = 0) -> np.ndarray:
+def load_rolls(folder: str | Path, preset_name: str | None = None, most: int = 0) -> np.ndarray:
     """The images of a folder, in order of file and row, as `uint8 [N, pitches, steps]`.
 
     All of them, or with `most` that many, evenly spaced. Raises `MusicError` where there are none,
     or where one differs in size from the preset. A collection too large for memory:
-    `stream_levels`.
+    `stream_rolls`.
     """
     size = _size(folder, preset_name)
     return np.stack([_decoded(*image, size) for image in _evenly(folder, most)])
 
 
-def load_pictures(folder: str | Path, most: int = 0) -> list[pianoroll.Picture]:
-    """The same images as `load_levels`, with their facts. An empty folder has none."""
+def load_images(folder: str | Path, most: int = 0) -> list[pianoroll.PianoRoll]:
+    """The same images as `load_rolls`, with their facts. An empty folder has none."""
     return [pianoroll.load_png(*image) for image in
             (_evenly(folder, most) if _has_images(folder) else ())]
 
@@ -507,14 +507,14 @@ def load_examples(run_dir: str | Path, preset_name: str, most: int = 2048
     says so.
     """
     folder = Path(run_dir) / "images" / preset_name
-    train = load_levels(folder / "train", preset_name, most)
+    train = load_rolls(folder / "train", preset_name, most)
     if _has_images(folder / "valid"):
-        return train, load_levels(folder / "valid", preset_name, most)
+        return train, load_rolls(folder / "valid", preset_name, most)
     print("Nothing is held out: training images stand in for new music.")
     return train, train
 
 
-def stream_levels(folder: str | Path, batch_size: int, preset_name: str | None = None,
+def stream_rolls(folder: str | Path, batch_size: int, preset_name: str | None = None,
                   seed: int = 0, start: int = 0, buffer: int = 16_384) -> Iterator[np.ndarray]:
     """Batches `uint8 [batch_size, pitches, steps]` in random order, for ever, from batch `start`.
 
@@ -523,8 +523,8 @@ def stream_levels(folder: str | Path, batch_size: int, preset_name: str | None =
     short batch's worth at its end; a collection smaller than a batch repeats images. Batch number k
     is the same for the same seed, wherever one starts.
     """
-    size, count = _size(folder, preset_name), count_pictures(folder)
-    all_of_them = load_levels(folder, preset_name) if count <= max(buffer, batch_size) else None
+    size, count = _size(folder, preset_name), count_images(folder)
+    all_of_them = load_rolls(folder, preset_name) if count <= max(buffer, batch_size) else None
     an_epoch = max(1, count // batch_size)
     for epoch in itertools.count(start // an_epoch):
         rng = np.random.default_rng([seed, epoch])

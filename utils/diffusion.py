@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from utils.files import MusicError
-from utils.pianoroll import DIFFUSION, HELD, ONSET, SILENCE, from_planes, to_planes
+from utils.pianoroll import DIFFUSION, ONSET, SILENCE, SUSTAIN, from_planes, to_planes
 
 # ---------------------------------------------------------------- noise schedule
 
@@ -201,8 +201,8 @@ def expect_notes(logits: Tensor, velocity: Tensor) -> Tensor:
 # ---------------------------------------------------------------- conditions on the log odds
 
 
-def guided(logits: Tensor, evidence: Tensor, guidance: float) -> Tensor:
-    """Logits `[B, 2, H, W]` moved further from the evidence than the network's prediction is.
+def guided(logits: Tensor, pixel_logits: Tensor, guidance: float) -> Tensor:
+    """Logits `[B, 2, H, W]` moved further from `pixel_logits` than the network's prediction is.
 
     Autoguidance (Karras et al. 2024, arXiv:2406.02507): a pixel read alone is the worse predictor
     that we lead away from. Above 1 the notes agree better and vary less. It decides which pixels
@@ -211,7 +211,7 @@ def guided(logits: Tensor, evidence: Tensor, guidance: float) -> Tensor:
     if guidance == 1:
         return logits
     mean = torch.sigmoid(logits).mean(dim=(2, 3), keepdim=True)
-    return with_mean(evidence + guidance * (logits - evidence), mean)
+    return with_mean(pixel_logits + guidance * (logits - pixel_logits), mean)
 
 
 def weigh_pitches(logits: Tensor, weights: Tensor) -> Tensor:
@@ -347,7 +347,7 @@ class NotePredictor:
 
     def conditioned(self, prediction: tuple[Tensor, Tensor, Tensor], log_snr: Tensor) -> Tensor:
         """The network's logits, moved by guidance, by pitch weights, and to the onsets aimed at."""
-        logits = guided(prediction.logits, prediction.evidence, self.guidance)
+        logits = guided(prediction.logits, prediction.pixel_logits, self.guidance)
         if self.weights is not None:
             logits = torch.where(self.mask, weigh_pitches(logits, self.weights), logits)
         if self.onsets and log_snr < SETTLED:
@@ -366,7 +366,7 @@ def without_stray_sustains(rolls: np.ndarray, mask: np.ndarray | None = None) ->
     rolls = rolls.copy()
     for step in range(1, rolls.shape[-1]):
         column = rolls[..., step]
-        stray = (column == HELD) & (rolls[..., step - 1] == SILENCE)
+        stray = (column == SUSTAIN) & (rolls[..., step - 1] == SILENCE)
         column[stray if mask is None else stray & mask[..., step]] = SILENCE
     return rolls
 

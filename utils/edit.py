@@ -20,7 +20,7 @@ from mido.midifiles.meta import _META_SPECS, MetaSpec, add_meta_spec
 
 from utils import audio, bars, pianoroll
 from utils.files import MusicError, atomic
-from utils.pianoroll import DIFFUSION, HELD, Picture
+from utils.pianoroll import DIFFUSION, SUSTAIN, PianoRoll
 
 MODES = ("continue", "infill", "vary", "long", "accompany")
 LIMITS = {"bars": (1, 2000), "density": (0, 64), "first_bar": (0, 100_000), "strength": (0, 1),
@@ -47,7 +47,7 @@ class MidiPiece:
     midi: mido.MidiFile
     messages: list[list[tuple[int, mido.Message]]]
     notes: np.ndarray
-    picture: Picture
+    picture: PianoRoll
     bar_lines: np.ndarray
 
     @property
@@ -91,7 +91,7 @@ def open_midi(path: str | Path) -> MidiPiece:
     released = notes[notes[:, OFF] < NEVER]
     if not len(released):
         raise MusicError(f"{path}: no notes (drums are left out); choose another file")
-    picture = replace(picture, levels=_roll(notes, int(released[:, STOP].max())))
+    picture = replace(picture, pixels=_roll(notes, int(released[:, STOP].max())))
     drums = [tick * STEPS_PER_BEAT // midi.ticks_per_beat for tick, message in
              itertools.chain(*messages) if message.type == "note_on" and message.channel == DRUMS]
     lines = _bar_lines(path, picture, max([*drums, int(released[:, START].max())]))
@@ -161,15 +161,15 @@ def _pair(messages: list[list[tuple[int, mido.Message]]]) -> list[list[int]]:
 def _roll(notes: np.ndarray, steps: int) -> np.ndarray:
     """The piano roll of rows of `MidiPiece.notes`, uint8 `[128, steps]`."""
     start, stop, pitch, velocity = notes[notes[:, OFF] < NEVER][:, [START, STOP, PITCH, VELOCITY]].T
-    return pianoroll.paint(np.stack([start, stop - start, pitch, velocity], 1), 128, steps)
+    return pianoroll.roll_of(np.stack([start, stop - start, pitch, velocity], 1), 128, steps)
 
 
-def _bar_lines(path: Path, picture: Picture, last_onset: int) -> np.ndarray:
+def _bar_lines(path: Path, picture: PianoRoll, last_onset: int) -> np.ndarray:
     """The bar lines of a piece, and where its last bar ends: the last one in which a note or a drum
     begins, or that sounds to its middle."""
-    steps = max(picture.levels.shape[1], last_onset + 1)
-    longer = np.pad(picture.levels, ((0, 0), (0, steps - picture.levels.shape[1])))
-    lines = pianoroll.bar_lines_of(replace(picture, levels=longer))
+    steps = max(picture.pixels.shape[1], last_onset + 1)
+    longer = np.pad(picture.pixels, ((0, 0), (0, steps - picture.pixels.shape[1])))
+    lines = pianoroll.bar_lines_of(replace(picture, pixels=longer))
     own = bars.lines_of(list(picture.signatures), steps + 4 * DIFFUSION.steps)
     estimated = not np.array_equal(lines, own[: len(lines)])
     lines = np.append(lines, lines[-1] + bars.BAR if estimated else own[len(lines)])
@@ -182,7 +182,7 @@ def _bar_lines(path: Path, picture: Picture, last_onset: int) -> np.ndarray:
     return lines[:-1] if rings else lines
 
 
-def seconds_until(picture: Picture, step: int) -> float:
+def seconds_until(picture: PianoRoll, step: int) -> float:
     """The second at which a column of a whole piece begins, by its tempo changes."""
     changes = [(0, picture.tempo_bpm), *picture.tempo_changes, (max(step, 0) + 2**30, 1.0)]
     return sum(max(min(after, step) - at, 0) / STEPS_PER_BEAT * 60 / bpm
@@ -241,7 +241,7 @@ def choose_bars(piece: MidiPiece, mode: str, bars: int, first_bar: int = 0) -> t
                          f"to {first_bar + bars - 1}, change bars or first_bar")
     end = int(lines[first_bar - 1 + bars])
     if first_bar - 1 + bars == count:
-        end = max(end, piece.picture.levels.shape[1])
+        end = max(end, piece.picture.pixels.shape[1])
     return max(int(lines[first_bar - 1]), 0), end
 
 
@@ -269,7 +269,7 @@ def inside(piece: MidiPiece, begin: int, end: int) -> np.ndarray:
 
 def kept_roll(piece: MidiPiece, begin: int, end: int) -> np.ndarray:
     """The roll without the notes that give way, uint8 `[128, steps]`, to `end` at least."""
-    width = max(end, int(piece.bar_lines[-1]), piece.picture.levels.shape[1])
+    width = max(end, int(piece.bar_lines[-1]), piece.picture.pixels.shape[1])
     return _roll(piece.notes[~inside(piece, begin, end)], width)
 
 
@@ -291,8 +291,8 @@ def new_notes(roll: np.ndarray, kept: np.ndarray, begin: int, end: int,
     bars of `piece`. A note that `piece` has there already is given as it is.
     """
     free = np.where(kept[:, begin:end] > 0, 0, roll[:, begin:end]).astype(np.uint8)
-    notes = pianoroll.notes_of(Picture(free))
-    notes = notes[free[notes[:, 2], notes[:, 0]] > HELD]
+    notes = pianoroll.notes_of(PianoRoll(free))
+    notes = notes[free[notes[:, 2], notes[:, 0]] > SUSTAIN]
     notes[:, 0] += begin
     length, pitch = notes[:, 1], notes[:, 2]
     fits = (pitch >= LOWEST) & (pitch <= HIGHEST)
@@ -313,7 +313,7 @@ def new_notes(roll: np.ndarray, kept: np.ndarray, begin: int, end: int,
 def _shown(piece: MidiPiece, begin: int, end: int) -> set[tuple[int, ...]]:
     """(start, length, pitch) of the notes that give way, as the roll shows them."""
     roll = _roll(piece.notes[inside(piece, begin, end)], end)
-    return set(map(tuple, pianoroll.notes_of(Picture(roll))[:, :3].tolist()))
+    return set(map(tuple, pianoroll.notes_of(PianoRoll(roll))[:, :3].tolist()))
 
 
 # ---------------------------------------------------------------- write a MIDI file

@@ -19,7 +19,7 @@ HARTE = {"maj": "", "min": "m", "min7": "m7", "maj6": "6", "min6": "m6", "hdim7"
          "minmaj7": "mmaj7", "sus4(b7)": "7sus4", "min9": "m9", "5": "5"}  # others are the same
 DEGREES = {"1": 0, "b2": 1, "2": 2, "b3": 3, "3": 4, "4": 5, "b5": 6, "5": 7, "#5": 8, "b6": 8,
            "6": 9, "b7": 10, "7": 11}
-MODES = {"major": "024579e", "ionian": "024579e", "dorian": "023579t", "phrygian": "013578t",
+SCALES = {"major": "024579e", "ionian": "024579e", "dorian": "023579t", "phrygian": "013578t",
          "lydian": "024679e", "mixolydian": "024579t", "minor": "023578t", "aeolian": "023578t",
          "locrian": "013568t", "harmonic minor": "023578e", "melodic minor": "023579e",
          "pentatonic": "02479", "minor pentatonic": "0357t", "blues": "03567t",
@@ -61,10 +61,10 @@ def scale_tones(name: str) -> np.ndarray:
     """
     tonic, _, mode = " ".join(name.split()).partition(" ")
     tonic, mode = tonic[:1].upper() + tonic[1:], mode.lower() or "major"
-    if tonic not in CLASSES or mode not in MODES:
-        raise MusicError(f"scale {name!r} is unknown; write a note and one of {', '.join(MODES)}, "
+    if tonic not in CLASSES or mode not in SCALES:
+        raise MusicError(f"scale {name!r} is unknown; write a note and one of {', '.join(SCALES)}, "
                          "such as 'D dorian'")
-    steps = [int(step, 12) if step not in "te" else 10 + "te".index(step) for step in MODES[mode]]
+    steps = [int(step, 12) if step not in "te" else 10 + "te".index(step) for step in SCALES[mode]]
     return np.isin(np.arange(12), [(CLASSES[tonic] + step) % 12 for step in steps])
 
 

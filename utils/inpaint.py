@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from utils.diffusion import WIDTH, generate, without_stray_sustains
-from utils.pianoroll import HELD, from_planes
+from utils.pianoroll import SUSTAIN, from_planes
 from utils.unet import BEAT
 
 LONGEST = WIDTH // 2  # columns of a segment, at most
@@ -85,7 +85,7 @@ def endings(roll: np.ndarray, active: np.ndarray) -> np.ndarray:
     found = np.zeros(roll.shape, bool)
     for step in range(roll.shape[1]):
         found[:, step] = active
-        active = active & (roll[:, step] == HELD)
+        active = active & (roll[:, step] == SUSTAIN)
     return found
 
 
@@ -107,7 +107,7 @@ def usual_density(roll: np.ndarray, begin: int, end: int, bar: int = 16) -> floa
     """Onsets in a bar of `bar` columns, the median of up to 16 bars that sound on either side of
     the columns `begin` to `end` of `roll`; 0 where there are none."""
     sides = roll[:, max(begin - 16 * bar, 0) : begin], roll[:, end : end + 16 * bar]
-    onsets = [(side > HELD).sum(axis=0) for side in sides]
+    onsets = [(side > SUSTAIN).sum(axis=0) for side in sides]
     bars = [part[: len(part) // bar * bar].reshape(-1, bar).sum(axis=1) for part in onsets]
     bars = np.concatenate(bars)
     return float(np.median(bars[bars > 0])) if bars.any() else 0.0

@@ -18,7 +18,7 @@ from scipy.signal import fftconvolve
 from scipy.spatial.distance import pdist
 
 from utils.files import MusicError
-from utils.pianoroll import SILENCE, Picture, notes_of, paint, snap_levels
+from utils.pianoroll import SILENCE, PianoRoll, notes_of, roll_of, snap
 
 MAJOR = np.array([1, 0, 1, 0, 1, 1, 0, 1, 0, 1, 0, 1])
 GRID = 4096  # cells of the grid on which densities of distances are estimated
@@ -60,7 +60,7 @@ def notes_of_set(rolls: np.ndarray, lowest_pitch: int) -> np.ndarray:
     """
     rolls = _checked(rolls)
     n, pitches, steps = rolls.shape
-    start, length, row, velocity = notes_of(Picture(rolls.reshape(n * pitches, steps))).T
+    start, length, row, velocity = notes_of(PianoRoll(rolls.reshape(n * pitches, steps))).T
     roll, row = np.divmod(row.astype(int), pitches)
     order = np.argsort(roll * steps + start, kind="stable")
     return np.stack([roll, start, length, row + lowest_pitch, velocity], 1)[order]
@@ -93,7 +93,7 @@ def features(rolls: np.ndarray, lowest_pitch: int, steps_per_beat: int = 4,
 def _features(rolls, lowest_pitch, steps_per_beat, steps_per_bar):
     n, pitches, steps = rolls.shape
     roll, start, length, pitch, velocity = notes_of_set(rolls, lowest_pitch).T
-    active = snap_levels(rolls) != SILENCE
+    active = snap(rolls) != SILENCE
     at_once = active.sum(1)  # [n, steps]
     active_steps = (at_once > 0).sum(1)
     used = active.any(2)  # [n, pitches]
@@ -290,7 +290,7 @@ def fixed_places(rolls: np.ndarray, steps_per_bar: int = 16) -> float:
     if len(rolls) < 2 or rolls.shape[2] < 2 * steps_per_bar:
         raise MusicError(f"fixed places need two rolls of two bars, not {len(rolls)} of "
                          f"{rolls.shape[2]} steps")
-    active = snap_levels(rolls) != SILENCE
+    active = snap(rolls) != SILENCE
     shifts = range(steps_per_bar, rolls.shape[2] - steps_per_bar + 1, steps_per_bar)
     shifted = np.mean([_pair_overlap(active, np.roll(active, shift, 2)) for shift in shifts])
     return float(_pair_overlap(active, active) / shifted) if shifted else 1.0
@@ -364,7 +364,7 @@ def random_notes(rolls: np.ndarray, seed: int = 0) -> np.ndarray:
             low, high = own[:, 2].min(), own[:, 2].max()
             own[:, 0] = rng.integers(steps, size=len(own))
             own[:, 2] = rng.integers(low, high + 1, size=len(own))
-            result[at] = paint(own, pitches, steps)
+            result[at] = roll_of(own, pitches, steps)
     return result
 
 

@@ -20,7 +20,7 @@ from PIL import Image
 from utils import bars
 from utils.files import MusicError, atomic, printable
 
-SILENCE, HELD, ONSET = 0, 64, 128
+SILENCE, SUSTAIN, ONSET = 0, 64, 128
 VELOCITY_UNKNOWN = 64  # of a sustain without an onset: the note began before the image
 VELOCITY_BLACK_AND_WHITE = 100  # black-and-white images hold no loudness
 MAX_STEPS = 2**19  # 18 hours of sixteenths at 120 bpm; longer files are damaged
@@ -50,7 +50,7 @@ PRESETS = {preset.name: preset for preset in (DIFFUSION, GAN)}
 
 
 @dataclass(frozen=True, eq=False)
-class Picture:
+class PianoRoll:
     """A piano roll and its facts.
 
     `levels` is the roll, `tempo_bpm` the tempo at its first column, `start_step` where that column
@@ -58,7 +58,7 @@ class Picture:
     `tempo_changes`, (step, bpm), and `signatures`, (step, numerator, denominator).
     """
 
-    levels: np.ndarray
+    pixels: np.ndarray
     lowest_pitch: int = 0
     steps_per_beat: int = 4
     tempo_bpm: float = 120.0
@@ -70,7 +70,7 @@ class Picture:
     @property
     def seconds(self) -> float:
         """How long it lasts, in seconds, at its first tempo."""
-        return self.levels.shape[1] / self.steps_per_beat * 60 / self.tempo_bpm
+        return self.pixels.shape[1] / self.steps_per_beat * 60 / self.tempo_bpm
 
 
 # ---------------------------------------------------------------- notes ↔ piano roll
@@ -91,7 +91,7 @@ def without_overlaps(notes: np.ndarray) -> np.ndarray:
     return notes[next_place > 0].astype(np.int32)
 
 
-def paint(notes: np.ndarray, pitches: int, steps: int, lowest_pitch: int = 0) -> np.ndarray:
+def roll_of(notes: np.ndarray, pitches: int, steps: int, lowest_pitch: int = 0) -> np.ndarray:
     """Notes `[N, 4]` as a piano roll, `uint8 [pitches, steps]`. What lies outside is left out."""
     start, length, pitch, velocity = without_overlaps(notes).T
     row = pitch - lowest_pitch
@@ -100,29 +100,29 @@ def paint(notes: np.ndarray, pitches: int, steps: int, lowest_pitch: int = 0) ->
     length = np.minimum(length, steps - start)[inside]
     before = np.cumsum(length, dtype=np.int32) - length  # pixels of the notes before it
     roll = np.zeros(pitches * steps, dtype=np.uint8)
-    roll[np.repeat(onset - before, length) + np.arange(length.sum(), dtype=np.int32)] = HELD
+    roll[np.repeat(onset - before, length) + np.arange(length.sum(), dtype=np.int32)] = SUSTAIN
     roll[onset] = ONSET + velocity[inside]
     return roll.reshape(pitches, steps)
 
 
-def snap_levels(gray: np.ndarray) -> np.ndarray:
+def snap(gray: np.ndarray) -> np.ndarray:
     """Any gray image as a piano roll: below 32 silence, from 97 on an onset, else a sustain."""
     gray = np.asarray(gray)
-    active = np.where(gray < 97, HELD, np.maximum(gray, ONSET + 1))
+    active = np.where(gray < 97, SUSTAIN, np.maximum(gray, ONSET + 1))
     return np.where(gray < 32, SILENCE, active).astype(np.uint8)
 
 
-def notes_of(picture: Picture) -> np.ndarray:
+def notes_of(picture: PianoRoll) -> np.ndarray:
     """The notes in a piano roll, int32 `[N, 4]`: start, length, pitch, velocity; by pitch and
     start. A sustain without an onset is a note of velocity 64."""
-    roll = np.asarray(picture.levels)
+    roll = np.asarray(picture.pixels)
     active = np.flatnonzero(roll >= 32)  # few pixels are
     row, step = np.divmod(active, roll.shape[1])
-    pixel = snap_levels(roll.ravel()[active])
+    pixel = snap(roll.ravel()[active])
     follows = (np.diff(active, prepend=-2) == 1) & (step > 0)  # the pixel to the left is active
-    first = np.flatnonzero((pixel > HELD) | ~follows)  # a note is its first pixel and what follows
+    first = np.flatnonzero((pixel > SUSTAIN) | ~follows)  # of each note
     length = np.diff(first, append=len(active))
-    velocity = np.where(pixel > HELD, pixel.astype(np.int32) - ONSET, VELOCITY_UNKNOWN)
+    velocity = np.where(pixel > SUSTAIN, pixel.astype(np.int32) - ONSET, VELOCITY_UNKNOWN)
     return np.stack([step[first], length, row[first] + picture.lowest_pitch, velocity[first]],
                     axis=1).astype(np.int32)
 
@@ -130,7 +130,7 @@ def notes_of(picture: Picture) -> np.ndarray:
 # ---------------------------------------------------------------- MIDI → piano roll
 
 
-def read_midi(path: str | Path, steps_per_beat: int = 4, pedal: bool = False) -> Picture:
+def read_midi(path: str | Path, steps_per_beat: int = 4, pedal: bool = False) -> PianoRoll:
     """A whole MIDI file as a piano roll of 128 rows, on the file's own beat grid, without drums.
 
     `pedal=True` prolongs notes while the sustain pedal is down. Raises `MusicError` with the
@@ -149,7 +149,7 @@ def read_midi(path: str | Path, steps_per_beat: int = 4, pedal: bool = False) ->
     changes = _tempo_changes(score, per_step)
     signatures = sorted((round(sign.time / per_step), sign.numerator, sign.denominator)
                         for sign in score.time_signatures)
-    return Picture(paint(notes, 128, int((start + notes[:, 1]).max())), 0, steps_per_beat,
+    return PianoRoll(roll_of(notes, 128, int((start + notes[:, 1]).max())), 0, steps_per_beat,
                    next((bpm for step, bpm in reversed(changes) if step <= 0), 120.0),
                    printable(path.name), 0,
                    tuple((step, bpm) for step, bpm in changes if step > 0), tuple(signatures))
@@ -319,14 +319,14 @@ def _released(body: bytes) -> bytes:
 # ---------------------------------------------------------------- bars and windows
 
 
-def bar_lines_of(picture: Picture) -> np.ndarray:
+def bar_lines_of(picture: PianoRoll) -> np.ndarray:
     """The columns where the bars of a whole piece begin, int64, see `bars.bar_lines`."""
-    return bars.bar_lines(notes_of(picture), picture.levels.shape[1], list(picture.signatures),
+    return bars.bar_lines(notes_of(picture), picture.pixels.shape[1], list(picture.signatures),
                           picture.steps_per_beat)
 
 
-def windows(picture: Picture, preset: Preset, hop: int = 8, lines: np.ndarray | None = None,
-            min_notes: int = 1) -> list[Picture]:
+def windows(picture: PianoRoll, preset: Preset, hop: int = 8, lines: np.ndarray | None = None,
+            min_notes: int = 1) -> list[PianoRoll]:
     """Cut a piece into images of the preset's size that begin on bar lines; the last is padded.
 
     `hop` is the distance from one window to the next in eighths of the preset's width, cut to
@@ -334,15 +334,15 @@ def windows(picture: Picture, preset: Preset, hop: int = 8, lines: np.ndarray | 
     `bar_lines_of` it by default. Windows with fewer than `min_notes` onsets are left out.
     """
     low = preset.lowest_pitch - picture.lowest_pitch
-    rows = picture.levels[max(low, 0) : max(low + preset.pitches, 0)]
+    rows = picture.pixels[max(low, 0) : max(low + preset.pitches, 0)]
     cut = []
     for first in _window_starts(bar_lines_of(picture) if lines is None else lines, rows.shape[1],
                                 preset.steps, preset.steps * hop // 8):
         part = rows[:, max(first, 0) : first + preset.steps]
-        if np.count_nonzero(part > HELD) >= min_notes:
+        if np.count_nonzero(part > SUSTAIN) >= min_notes:
             levels = np.zeros((preset.pitches, preset.steps), dtype=np.uint8)
             levels[max(-low, 0) :, max(-first, 0) :][: len(part), : part.shape[1]] = part
-            cut.append(replace(picture, levels=levels, lowest_pitch=preset.lowest_pitch,
+            cut.append(replace(picture, pixels=levels, lowest_pitch=preset.lowest_pitch,
                                start_step=picture.start_step + first, tempo_changes=(),
                                signatures=(), tempo_bpm=tempo_at(picture, first)))
     return cut
@@ -361,7 +361,7 @@ def _window_starts(lines: np.ndarray, end: int, width: int, hop: int) -> list[in
     return starts
 
 
-def tempo_at(picture: Picture, step: int) -> float:
+def tempo_at(picture: PianoRoll, step: int) -> float:
     """The tempo in beats a minute at a column of the roll."""
     return next((bpm for at, bpm in reversed(picture.tempo_changes) if at <= step),
                 picture.tempo_bpm)
@@ -370,7 +370,7 @@ def tempo_at(picture: Picture, step: int) -> float:
 # ---------------------------------------------------------------- piano roll → MIDI
 
 
-def to_midi(picture: Picture, program: int = 0) -> pretty_midi.PrettyMIDI:
+def to_midi(picture: PianoRoll, program: int = 0) -> pretty_midi.PrettyMIDI:
     """A piano roll as MIDI: one track, its first tempo, every note exactly on the grid."""
     step_s = 60 / picture.tempo_bpm / picture.steps_per_beat
     resolution = picture.steps_per_beat * max(1, 480 // picture.steps_per_beat)
@@ -383,7 +383,7 @@ def to_midi(picture: Picture, program: int = 0) -> pretty_midi.PrettyMIDI:
     return midi
 
 
-def save_midi(picture: Picture, path: str | Path) -> Path:
+def save_midi(picture: PianoRoll, path: str | Path) -> Path:
     """Write `to_midi(picture)`, whole or not at all. Raises `MusicError` for a silent one."""
     midi = to_midi(picture)
     if not midi.instruments[0].notes:
@@ -396,15 +396,15 @@ def save_midi(picture: Picture, path: str | Path) -> Path:
 # ---------------------------------------------------------------- piano roll ↔ PNG
 
 
-def png_bytes(picture: Picture) -> bytes:
+def png_bytes(picture: PianoRoll) -> bytes:
     """A gray 8-bit PNG whose text chunks carry the roll's `FACTS`.
 
     Written as the PNG specification says, rows without a filter: a third of Pillow's time, which
     tries five filters on each row.
     """
-    height, width = picture.levels.shape
+    height, width = picture.pixels.shape
     rows = np.zeros((height, width + 1), np.uint8)  # each row after the number of its filter, 0
-    rows[:, 1:] = picture.levels
+    rows[:, 1:] = picture.pixels
     deflate = zlib.compressobj(1, strategy=zlib.Z_RLE)
     chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)),
               *((b"iTXt", f"{name}\0\0\0\0\0{getattr(picture, name)}".encode()) for name in FACTS),
@@ -414,14 +414,14 @@ def png_bytes(picture: Picture) -> bytes:
         for kind, data in chunks)
 
 
-def save_png(picture: Picture, path: str | Path) -> Path:
+def save_png(picture: PianoRoll, path: str | Path) -> Path:
     """Write `png_bytes(picture)`, whole or not at all."""
     with atomic(path) as temporary:
         temporary.write_bytes(png_bytes(picture))
     return Path(path)
 
 
-def load_png(path: str | Path, data: bytes | None = None) -> Picture:
+def load_png(path: str | Path, data: bytes | None = None) -> PianoRoll:
     """Read an image. One without facts has 128 rows from pitch 0 or 106 from pitch 21.
 
     `data` are the PNG's bytes where it is no file of its own; `path` then says where it came from.
@@ -456,13 +456,13 @@ def load_png(path: str | Path, data: bytes | None = None) -> Picture:
     if len(np.unique(levels)) <= 2:
         lit = levels > 0
         first = lit & ~np.pad(lit, ((0, 0), (1, 0)))[:, :-1]
-        levels = np.where(first, ONSET + VELOCITY_BLACK_AND_WHITE, lit * HELD).astype(np.uint8)
-    return Picture(levels, LOWEST_PITCH_OF_ROWS[len(levels)], source=path.name)
+        levels = np.where(first, ONSET + VELOCITY_BLACK_AND_WHITE, lit * SUSTAIN).astype(np.uint8)
+    return PianoRoll(levels, LOWEST_PITCH_OF_ROWS[len(levels)], source=path.name)
 
 
-def _with_facts(path: Path, levels: np.ndarray, facts: dict[str, str]) -> Picture:
+def _with_facts(path: Path, levels: np.ndarray, facts: dict[str, str]) -> PianoRoll:
     try:
-        picture = Picture(levels, int(facts["lowest_pitch"]), int(facts["steps_per_beat"]),
+        picture = PianoRoll(levels, int(facts["lowest_pitch"]), int(facts["steps_per_beat"]),
                           float(facts.get("tempo_bpm", 120)), str(facts.get("source", path.name)),
                           int(facts.get("start_step", 0)))
         sane = (0 <= picture.lowest_pitch <= 128 - len(levels)
@@ -482,7 +482,7 @@ def to_planes(levels: np.ndarray) -> np.ndarray:
 
     Plane 0 is 1 where a note is active. Plane 1 is (128 + velocity) / 255 at an onset, else 0.
     """
-    onset = np.where(levels > HELD, levels, 0) / np.float32(255)
+    onset = np.where(levels > SUSTAIN, levels, 0) / np.float32(255)
     return np.stack([(levels > 0).astype(np.float32), onset.astype(np.float32)], axis=-3)
 
 
@@ -491,4 +491,4 @@ def from_planes(planes: np.ndarray) -> np.ndarray:
     active, onset = np.moveaxis(np.asarray(planes), -3, 0)
     onset_pixel = np.clip(np.rint(onset * 255), ONSET + 1, 255)
     return np.where(onset > PLANE_ONSET, onset_pixel,
-                    np.where(active > PLANE_ACTIVE, HELD, SILENCE)).astype(np.uint8)
+                    np.where(active > PLANE_ACTIVE, SUSTAIN, SILENCE)).astype(np.uint8)

@@ -27,7 +27,7 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image as PILImage
 
 from utils import pianoroll
-from utils.pianoroll import MusicError, Picture
+from utils.pianoroll import MusicError, PianoRoll
 
 DPI = 80
 MARGIN = 3  # rows left free above and below what sounds
@@ -46,21 +46,21 @@ def _colors() -> ListedColormap:
 COLORS = _colors()
 
 
-def as_picture(thing: Picture | np.ndarray) -> Picture:
-    """A `Picture` as it is, and a plain `uint8 [pitches, steps]` array with the usual facts."""
-    if isinstance(thing, Picture):
+def as_roll(thing: PianoRoll | np.ndarray) -> PianoRoll:
+    """A `PianoRoll` as it is, and a plain `uint8 [pitches, steps]` array with the usual facts."""
+    if isinstance(thing, PianoRoll):
         return thing
     levels = np.asarray(thing)
     if levels.ndim != 2 or levels.dtype != np.uint8:
         raise MusicError(f"look and listen take pictures or uint8 arrays [pitches, steps], not "
                          f"{levels.dtype} {list(levels.shape)}; see pianoroll.from_planes")
-    return Picture(levels, pianoroll.LOWEST_PITCH_OF_ROWS.get(len(levels), 0))
+    return PianoRoll(levels, pianoroll.LOWEST_PITCH_OF_ROWS.get(len(levels), 0))
 
 
-def as_pictures(things: Picture | np.ndarray | Sequence) -> list[Picture]:
+def as_rolls(things: PianoRoll | np.ndarray | Sequence) -> list[PianoRoll]:
     """One picture, a sequence of them, or an array `uint8 [N, pitches, steps]`, as a list."""
-    one = isinstance(things, Picture) or (isinstance(things, np.ndarray) and things.ndim == 2)
-    return [as_picture(thing) for thing in ([things] if one else things)]
+    one = isinstance(things, PianoRoll) or (isinstance(things, np.ndarray) and things.ndim == 2)
+    return [as_roll(thing) for thing in ([things] if one else things)]
 
 
 def one_line(text: object, longest: int = 34) -> str:
@@ -69,9 +69,9 @@ def one_line(text: object, longest: int = 34) -> str:
     return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
-def sounding_rows(pictures: Sequence[Picture]) -> tuple[int, int]:
+def active_rows(pictures: Sequence[PianoRoll]) -> tuple[int, int]:
     """The pitches (from, up to and without) that hold all that sounds, with a margin."""
-    pitches = [p.lowest_pitch + np.flatnonzero(p.levels.any(axis=1)) for p in pictures]
+    pitches = [p.lowest_pitch + np.flatnonzero(p.pixels.any(axis=1)) for p in pictures]
     pitches = np.concatenate(pitches) if pitches else np.zeros(0)
     if not len(pitches):
         return 48, 72
@@ -90,14 +90,15 @@ def pool(levels: np.ndarray, columns: int) -> np.ndarray:
 # ---------------------------------------------------------------- look
 
 
-def figure_of(pictures: Picture | np.ndarray | Sequence, titles: str | Sequence[str] | None = None,
-              columns: int = 4, seconds: bool = False, width_inches: float = 10.5) -> Figure:
+def figure_of(pictures: PianoRoll | np.ndarray | Sequence,
+              titles: str | Sequence[str] | None = None, columns: int = 4, seconds: bool = False,
+              width_inches: float = 10.5) -> Figure:
     """Draw pictures side by side, `columns` in a row, all with the same pitch axis.
 
     Low notes are at the bottom and each C is labelled. Time runs in beats, or in seconds at the
     picture's tempo. `titles` is one text or one for each picture; without it, a picture's source.
     """
-    pictures = as_pictures(pictures)
+    pictures = as_rolls(pictures)
     if not pictures:
         raise MusicError("no pictures to look at; check the folder they should come from")
     if titles is None:
@@ -105,15 +106,15 @@ def figure_of(pictures: Picture | np.ndarray | Sequence, titles: str | Sequence[
     titles = [titles] if isinstance(titles, str) else list(titles)
     columns = min(columns, len(pictures))
     rows = -(-len(pictures) // columns)
-    low, high = sounding_rows(pictures)
+    low, high = active_rows(pictures)
     row_inches = 2.2 if columns > 1 else 2.8
     figure = Figure(figsize=(width_inches, row_inches * rows + 0.25), layout="constrained")
     axes = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
     octaves = np.arange(-(-low // 12) * 12, high, 12 if high - low <= 84 else 24)
     for i, (axis, picture) in enumerate(zip(axes, pictures, strict=False)):
-        beats = picture.levels.shape[1] / picture.steps_per_beat
+        beats = picture.pixels.shape[1] / picture.steps_per_beat
         right = picture.seconds if seconds else beats
-        levels = pool(picture.levels, int(width_inches / columns * 2 * DPI))
+        levels = pool(picture.pixels, int(width_inches / columns * 2 * DPI))
         bottom = picture.lowest_pitch - 0.5
         axis.imshow(levels, COLORS, aspect="auto", origin="lower", vmin=0, vmax=255,
                     interpolation="nearest" if levels.shape[1] < 200 else "antialiased",
@@ -144,11 +145,11 @@ def png_of(figure: Figure) -> bytes:
     return small.getvalue()
 
 
-def look(pictures: Picture | np.ndarray | Sequence, titles: str | Sequence[str] | None = None,
+def look(pictures: PianoRoll | np.ndarray | Sequence, titles: str | Sequence[str] | None = None,
          columns: int = 4, seconds: bool = False) -> None:
     """Show one picture or many in the notebook. For what the arguments mean see `figure_of`."""
-    pictures = as_pictures(pictures)
-    notes = ", ".join(str(int((p.levels > pianoroll.HELD).sum())) for p in pictures)
+    pictures = as_rolls(pictures)
+    notes = ", ".join(str(int((p.pixels > pianoroll.SUSTAIN).sum())) for p in pictures)
     show_figure(figure_of(pictures, titles, columns, seconds), f"Piano rolls with {notes} notes")
 
 
@@ -228,7 +229,7 @@ def data_uri(data: bytes, kind: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def listen(thing: Picture | np.ndarray | str | Path, title: str = "") -> HTML:
+def listen(thing: PianoRoll | np.ndarray | str | Path, title: str = "") -> HTML:
     """A player for a picture, a MIDI file or a WAV file. It holds its sound as a small MP3.
 
     Music that is silent, or nearly so, gets a line that says it in place of a player.
@@ -244,7 +245,7 @@ def listen(thing: Picture | np.ndarray | str | Path, title: str = "") -> HTML:
                 path = Path(thing)
             else:
                 path = Path(folder, "picture.mid")
-                pianoroll.to_midi(as_picture(thing)).write(str(path))
+                pianoroll.to_midi(as_roll(thing)).write(str(path))
             if path.suffix.lower() != ".wav":
                 audio.midi_to_wav(path, wav, sample_rate=PLAYER_RATE_HZ)
                 path = wav
@@ -259,9 +260,9 @@ def listen(thing: Picture | np.ndarray | str | Path, title: str = "") -> HTML:
 # ---------------------------------------------------------------- gallery
 
 
-def seconds_and_steps(picture: Picture) -> list[tuple[float, int]]:
+def seconds_and_steps(picture: PianoRoll) -> list[tuple[float, int]]:
     """Pairs (second, column) where the tempo changes, from the first column to the last."""
-    last = picture.levels.shape[1]
+    last = picture.pixels.shape[1]
     changes = [(0, picture.tempo_bpm), *(c for c in picture.tempo_changes if 0 < c[0] < last)]
     pairs, second = [], 0.0
     for (step, bpm), (after, _) in itertools.pairwise([*changes, (last, 0)]):
@@ -270,11 +271,11 @@ def seconds_and_steps(picture: Picture) -> list[tuple[float, int]]:
     return [*pairs, (round(second, 3), last)]
 
 
-def pixels_of(picture: Picture) -> bytes:
+def pixels_of(picture: PianoRoll) -> bytes:
     """A picture as a colour PNG, a pixel for each step, low notes at the bottom, cropped."""
-    low, high = sounding_rows([picture])
+    low, high = active_rows([picture])
     low, high = max(low - picture.lowest_pitch, 0), max(high - picture.lowest_pitch, 1)
-    image = PILImage.fromarray(np.ascontiguousarray(picture.levels[low:high][::-1]), mode="P")
+    image = PILImage.fromarray(np.ascontiguousarray(picture.pixels[low:high][::-1]), mode="P")
     image.putpalette((COLORS(np.arange(256))[:, :3] * 255).round().astype(np.uint8).tobytes())
     small = io.BytesIO()
     image.save(small, "PNG", optimize=True)
@@ -287,7 +288,7 @@ def download_name(title: str) -> str:
     return f"{safe[:80] or 'piece'}.mid"
 
 
-def gallery(pieces: Iterable[tuple[str, Picture, str | Path, str | Path]], path: str | Path,
+def gallery(pieces: Iterable[tuple[str, PianoRoll, str | Path, str | Path]], path: str | Path,
             title: str = "Music through pictures") -> Path:
     """Write one page that opens offline: look at each piece, hear it, download its MIDI.
 
@@ -295,9 +296,10 @@ def gallery(pieces: Iterable[tuple[str, Picture, str | Path, str | Path]], path:
     """
     articles = []
     for name, picture, wav_path, midi_path in pieces:
-        times, steps = seconds_and_steps(picture), picture.levels.shape[1]
+        times, steps = seconds_and_steps(picture), picture.pixels.shape[1]
         label = html.escape(one_line(name, 120))
-        facts = (f"{int((picture.levels > pianoroll.HELD).sum()):,} notes · {times[-1][0]:.1f} s · "
+        onsets = int((picture.pixels > pianoroll.SUSTAIN).sum())
+        facts = (f"{onsets:,} notes · {times[-1][0]:.1f} s · "
                  f"{picture.tempo_bpm:.0f} beats a minute")
         wide = f' style="min-width:{steps * 2}px"' if steps > 400 else ""  # longer ones scroll
         articles.append(

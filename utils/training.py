@@ -85,7 +85,7 @@ def read_ahead(sources: dict[str, tuple[Path, int]], preset_name: str, seed: int
                ) -> Iterator[np.ndarray]:
     """Batches for ever, from batch `start`: uint8 `[B, pitches, steps]`, those of each source in
     turn. The next batch is read while this one is used."""
-    streams = [corpus.stream_levels(folder, share, preset_name, seed, start)
+    streams = [corpus.stream_rolls(folder, share, preset_name, seed, start)
                for folder, share in sources.values()]
     with ThreadPoolExecutor(1) as reader:
         ahead = reader.submit(lambda: [next(stream) for stream in streams])

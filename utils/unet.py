@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from utils.diffusion import LOGIT_LIMIT, cosine_schedule
 from utils.files import MusicError, atomic
-from utils.pianoroll import DIFFUSION, HELD, PLANE_ONSET
+from utils.pianoroll import DIFFUSION, PLANE_ONSET, SUSTAIN
 
 FORMAT = "music-through-pictures/unet/2"
 OCTAVE, BEAT = 12, 4
@@ -98,7 +98,7 @@ def new(rolls: np.ndarray, size: str = "small", transpose: int = 6, styles: Sequ
     pixels, shifted by up to `transpose` semitones. Its prior is how often each row is active.
     """
     network = UNet(config_for(rolls, size, transpose, styles))
-    often = np.stack([(rolls > level).mean(axis=(0, 2)) for level in (0, HELD)])  # [2, 128]
+    often = np.stack([(rolls > level).mean(axis=(0, 2)) for level in (0, SUSTAIN)])  # [2, 128]
     window = np.ones(2 * transpose + 1) / (2 * transpose + 1)
     often = np.stack([np.convolve(row, window, mode="same") for row in often]).clip(1e-5, 0.5)
     network.prior.copy_(torch.logit(torch.from_numpy(often)).view(1, 2, -1, 1))
@@ -110,7 +110,7 @@ def config_for(rolls: np.ndarray, size: str = "small", transpose: int = 6,
     """The configuration of `new`. Raises `MusicError` for an unknown size, or without notes."""
     if size not in SIZES:
         raise MusicError(f"size {size!r}; choose one of {', '.join(SIZES)}")
-    onset = rolls[rolls > HELD] / 255
+    onset = rolls[rolls > SUSTAIN] / 255
     if not len(onset):
         raise MusicError("the training images hold no note; choose other MIDI in notebook 01")
     plane_mean = np.array([(rolls > 0).mean(), onset.sum() / rolls.size])
@@ -132,9 +132,9 @@ def note_counts(rolls: np.ndarray) -> tuple[tuple[int, ...], tuple[int, ...]]:
     evenly; of those that sound in their first and last two bars, where there are any."""
     active = (rolls > 0).any(axis=1)
     whole = rolls[active[:, :32].any(axis=1) & active[:, -32:].any(axis=1)]
-    whole = whole if len(whole) else rolls[(rolls > HELD).any(axis=(1, 2))]
+    whole = whole if len(whole) else rolls[(rolls > SUSTAIN).any(axis=(1, 2))]
     some = whole[np.linspace(0, len(whole) - 1, min(len(whole), COUNTED)).astype(int)]
-    onsets = (some > HELD).sum(axis=(1, 2))
+    onsets = (some > SUSTAIN).sum(axis=(1, 2))
     some, onsets = some[onsets > 0], onsets[onsets > 0]
     return tuple((some > 0).sum(axis=(1, 2)).tolist()), tuple(onsets.tolist())
 
@@ -201,13 +201,13 @@ def zeroed(layer: nn.Module) -> nn.Module:
 class Prediction(NamedTuple):
     """What the network predicts of x_0, and the posterior of each noised pixel alone.
 
-    `logits` and `evidence` are `[B, 2, 128, W]`, log odds of *active* and of *onset*; `velocity` is
-    `[B, 1, 128, W]`, the value of plane 1 if there is an onset.
+    `logits` and `pixel_logits` are `[B, 2, 128, W]`, log odds of *active* and of *onset*;
+    `velocity` is `[B, 1, 128, W]`, the value of plane 1 if there is an onset.
     """
 
     logits: Tensor
     velocity: Tensor
-    evidence: Tensor
+    pixel_logits: Tensor
 
 
 class UNet(nn.Module):
@@ -263,24 +263,24 @@ class UNet(nn.Module):
         are labels, int64 `[B]`: the number of the style from 1 on (0: not told), and the semitones
         by which the music was transposed, -transpose…transpose (None: 0).
         """
-        evidence, velocity = self.evidence(x_t, log_snr)
+        pixel_logits, velocity = self.pixel_logits(x_t, log_snr)
         mask = torch.zeros_like(x_t[:, :1])
         if known is not None:
             planes = self.planes(x_t)
             certain = torch.where(planes > PLANE_ONSET, LOGIT_LIMIT, -LOGIT_LIMIT)
-            evidence = torch.where(known, certain, evidence)
+            pixel_logits = torch.where(known, certain, pixel_logits)
             velocity = torch.where(known, planes[:, 1:], velocity)
             mask = known.to(x_t.dtype).expand_as(mask)
         if x_0_hat is None or not self.config.self_conditioning:
             x_0_hat = torch.zeros_like(x_t)
-        seen = torch.cat([x_t, 2 * torch.sigmoid(evidence), 2 * x_0_hat, mask], dim=1)
+        seen = torch.cat([x_t, 2 * torch.sigmoid(pixel_logits), 2 * x_0_hat, mask], dim=1)
         change = self.context(seen, self.embed(log_snr, style, shift)).float()
         if known is not None:
             change = change.masked_fill(known, 0)
         velocity = velocity + self.config.onset_std * change[:, 2:]
-        return Prediction(evidence + change[:, :2], velocity, evidence)
+        return Prediction(pixel_logits + change[:, :2], velocity, pixel_logits)
 
-    def evidence(self, x_t: Tensor, log_snr: Tensor) -> tuple[Tensor, Tensor]:
+    def pixel_logits(self, x_t: Tensor, log_snr: Tensor) -> tuple[Tensor, Tensor]:
         """Per-pixel posterior: logits `[B, 2, H, W]` and velocity `[B, 1, H, W]` from x_t alone.
 
         A pixel is low or high. By Bayes its log odds are the prior's plus how much better "high"
@@ -305,7 +305,7 @@ class UNet(nn.Module):
         return F.silu(self.level(waves(log_snr.float())) + labels)
 
     def context(self, seen: Tensor, c: Tensor) -> Tensor:
-        """The U-Net proper: `[B, 7, 128, 128]` -> what it adds to the evidence, `[B, 3, …]`."""
+        """The U-Net proper: `[B, 7, 128, 128]` -> what it adds to `pixel_logits`, `[B, 3, …]`."""
         low, rows = self.config.low_row, self.config.rows
         band = F.pad(seen[:, :, low : low + rows], (0, 0, 0, max(0, low + rows - seen.shape[2])))
         h = space_to_depth(band).contiguous(memory_format=torch.channels_last)

@@ -33,8 +33,8 @@ export class Random {
     this.next = 0;
   }
 
-  /** A number in 0…1, of 24 bits. */
-  one() {
+  /** 32 random bits. */
+  bits() {
     if (this.next === 624) this.twist();
     let bits = this.state[this.next];
     this.next += 1;
@@ -42,13 +42,18 @@ export class Random {
     bits ^= (bits << 7) & 0x9d2c5680;
     bits ^= (bits << 15) & 0xefc60000;
     bits ^= bits >>> 18;
-    return (bits & 0xffffff) / 0x1000000;
+    return bits >>> 0;
+  }
+
+  /** `torch.randint`, below `count`. */
+  below(count) {
+    return this.bits() % count;
   }
 
   /** `torch.rand` */
   uniform(count) {
     const values = new Float32Array(count);
-    for (let i = 0; i < count; i += 1) values[i] = this.one();
+    for (let i = 0; i < count; i += 1) values[i] = (this.bits() & 0xffffff) / 0x1000000;
     return values;
   }
 
@@ -95,10 +100,10 @@ function shiftToMean(logits, mean, where) {
   return (low + high) / 2;
 }
 
-/** Logits moved away from the evidence, as many notes as before. `guided` */
-function guided(logits, evidence, guidance) {
+/** Logits moved away from the per-pixel logits, as many notes as before. `guided` */
+function guided(logits, pixel_logits, guidance) {
   if (guidance === 1) return logits;
-  const moved = logits.map((one, i) => evidence[i] + guidance * (one - evidence[i]));
+  const moved = logits.map((one, i) => pixel_logits[i] + guidance * (one - pixel_logits[i]));
   for (const plane of [0, 1]) {
     const before = logits.subarray(plane * SIZE, (plane + 1) * SIZE);
     const after = moved.subarray(plane * SIZE, (plane + 1) * SIZE);
@@ -110,8 +115,9 @@ function guided(logits, evidence, guidance) {
 }
 
 /** The network's logits with all conditions. `NotePredictor.conditioned` */
-function conditioned({ logits, evidence }, logSnr, { guidance, mask, pitchWeights, onsets }) {
-  const moved = guided(logits, evidence, guidance);
+function conditioned({ logits, pixel_logits }, logSnr,
+  { guidance, mask, pitchWeights, onsets, means }) {
+  const moved = guided(logits, pixel_logits, guidance);
   const shift = (by) => moved.forEach((one, i) => { // in the mask alone
     if (mask[i % SIZE]) moved[i] = one + by(i % SIZE);
   });
@@ -120,6 +126,12 @@ function conditioned({ logits, evidence }, logSnr, { guidance, mask, pitchWeight
     const share = Math.min(onsets / mask.reduce((sum, one) => sum + one, 0), 0.5);
     const by = shiftToMean(moved.subarray(SIZE), share, mask);
     shift(() => by);
+  } else if (means && logSnr < SETTLED) { // `with_mean`
+    for (const plane of [0, 1]) {
+      const part = moved.subarray(plane * SIZE, (plane + 1) * SIZE);
+      const by = shiftToMean(part, means[plane]);
+      part.forEach((one, i) => { part[i] = one + by; });
+    }
   }
   return moved;
 }
@@ -151,7 +163,7 @@ function ddpmStep(x_t, x_0, a_t, a_s, noise) {
 /**
  * A new roll: where `mask` is 0, `roll` stays. `generate` and `sample`, with "ddpm" and `exact`.
  *
- * `network(x_t, log_snr, x_0_hat, known)` answers { logits, velocity, evidence }; `config` is
+ * `network(x_t, log_snr, x_0_hat, known)` answers { logits, velocity, pixel_logits }; `config` is
  * model.json's `network`. `pitchWeights` holds 128 × 128 numbers or is null. `watch(step, roll)`
  * sees each step's prediction and may throw to stop.
  */
@@ -168,6 +180,10 @@ export async function generate(network, config, { samplingSteps, seed, roll, mas
   if (!times.length) return roll;
   const clean = standardise(toPlanes(roll)), known = Float32Array.from(mask, (one) => 1 - one);
   const a = [...times.map((t) => alphaBar[t]), 1];
+  const counts = config.active_counts; // `aim_at_training_images`
+  const free = !known.includes(1) && !onsets && !skip && counts.length;
+  const image = free ? random.below(counts.length) : 0;
+  const means = free ? [counts[image] / SIZE, config.onset_counts[image] / SIZE] : null;
   const x_t = random.normal(2 * SIZE);
   if (skip) { // `q_sample`
     x_t.forEach((eps, i) => { x_t[i] = Math.sqrt(a[0]) * clean[i] + Math.sqrt(1 - a[0]) * eps; });
@@ -178,7 +194,7 @@ export async function generate(network, config, { samplingSteps, seed, roll, mas
     const logSnr = logit(a[step]);
     const prediction = await network(x_t, logSnr, x_0_hat, known);
     const logits = conditioned(prediction, logSnr,
-      { guidance: config.guidance, mask, pitchWeights, onsets });
+      { guidance: config.guidance, mask, pitchWeights, onsets, means });
     x_0_hat = logits.map(sigmoid);
     const isLast = step === times.length - 1;
     planes = drawNotes(x_0_hat, prediction.velocity, isLast ? null : random.uniform(SIZE));

@@ -49,7 +49,7 @@ def fitted(paths: list[Path]) -> np.ndarray:
         piece, (_, downbeats) = pianoroll.read_midi(path), annotated(path)
         if usual(downbeats, bars.BAR)[1] < 0.8:
             continue
-        steps = piece.levels.shape[1]
+        steps = piece.pixels.shape[1]
         padded = np.pad(bars.cues(pianoroll.notes_of(piece), steps), ((0, 0), (bars.BAR, bars.BAR)))
         x = np.stack([padded[row, bars.BAR + offset :][:steps]
                       for row in range(4) for offset in bars.OFFSETS], axis=1)

@@ -19,7 +19,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from utils import corpus, diffusion, edit, inpaint, metrics, unet
-from utils.pianoroll import HELD, Picture, notes_of, paint
+from utils.pianoroll import SUSTAIN, PianoRoll, notes_of, roll_of
 
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "data" / "models"
@@ -48,7 +48,7 @@ def held_out(count):
     else:
         files = [p.path for p in corpus.choose_pieces("builtin") if p.split == "valid"]
     opened = (edit.open_midi(path) for path in files)
-    long_enough = (piece for piece in opened if piece.picture.levels.shape[1] >= 256)
+    long_enough = (piece for piece in opened if piece.picture.pixels.shape[1] >= 256)
     return list(itertools.islice(long_enough, count))
 
 
@@ -70,9 +70,9 @@ def suits(network, chosen, control, mode):
     done = [completed(network, piece, mode, number) for number, piece in enumerate(chosen)]
     each_s = (time.perf_counter() - start_s) / len(done)
     for begin, end, kept, notes in done:
-        new, shown = notes[:, 2], paint(notes, 128, end)[:, begin:]
-        old = notes_of(Picture(kept))[:, 2]
-        near = notes_of(Picture(kept[:, max(begin - 128, 0) : begin]))[:, 2]
+        new, shown = notes[:, 2], roll_of(notes, 128, end)[:, begin:]
+        old = notes_of(PianoRoll(kept))[:, 2]
+        near = notes_of(PianoRoll(kept[:, max(begin - 128, 0) : begin]))[:, 2]
         scale = max(SCALES, key=lambda scale: in_key(old, scale))
         rows.append([*(in_key(pitches, scale) for pitches in (new, near, old, control)),
                      silent_bars(shown), 16 * len(new) / (end - begin),
@@ -95,7 +95,7 @@ def written(network, bars, seed=0, longest=inpaint.LONGEST):
 def heard(levels):
     """The picture of the notes that would be saved."""
     notes = edit.new_notes(levels, np.zeros_like(levels), 0, levels.shape[1])
-    return paint(notes, 128, levels.shape[1])
+    return roll_of(notes, 128, levels.shape[1])
 
 
 def lines_of(levels):
@@ -104,10 +104,10 @@ def lines_of(levels):
     rows = []
     for at in range(16, levels.shape[1], 16):
         before = levels[:, at - 1] > 0
-        one, two = (np.nonzero(levels[:, a : a + 16] > HELD)[0] for a in (at - 16, at))
+        one, two = (np.nonzero(levels[:, a : a + 16] > SUSTAIN)[0] for a in (at - 16, at))
         leap = abs(one.mean() - two.mean()) if len(one) and len(two) else np.nan
-        rows.append([before.sum(), (before & (levels[:, at] == HELD)).sum(),
-                     (levels[:, at] > HELD).sum(), not len(two), leap])
+        rows.append([before.sum(), (before & (levels[:, at] == SUSTAIN)).sum(),
+                     (levels[:, at] > SUSTAIN).sum(), not len(two), leap])
     return np.array(rows, float)
 
 
@@ -149,9 +149,9 @@ def joins(chosen, filled_in):
     found = []
     for piece, (begin, end, kept, notes) in zip(chosen, filled_in, strict=True):
         if set(np.diff(piece.bar_lines)) <= {4, 16}:
-            new = np.maximum(kept, paint(notes, 128, kept.shape[1]))
+            new = np.maximum(kept, roll_of(notes, 128, kept.shape[1]))
             found.append([lines_of(levels[:, begin - 16 : end + 16])
-                          for levels in (new, piece.picture.levels)])
+                          for levels in (new, piece.picture.pixels)])
     new, old = np.array(found).swapaxes(0, 1)  # [pieces, 9 lines, 5]
     compare("infill", new[:, [0, 8]], new[:, 1:8])
     compare("as it was", old[:, [0, 8]], old[:, 1:8])

@@ -129,7 +129,7 @@ def ours(size: str, steps: int, batch: int, repeats: int) -> Row:
     notes = [np.stack([random.integers(0, 120, 80), random.integers(1, 9, 80),
                        random.integers(40, 90, 80), random.integers(40, 120, 80)], 1)
              for _ in range(batch)]
-    rolls = np.stack([pianoroll.paint(one, 128, 128) for one in notes])
+    rolls = np.stack([pianoroll.roll_of(one, 128, 128) for one in notes])
     network = unet.new(rolls, size).to(DEVICE, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(network.parameters(), 1e-3)
     planes = torch.from_numpy(pianoroll.to_planes(rolls)).to(DEVICE)

@@ -31,7 +31,7 @@ def rows_of_music(count: int) -> list[dict]:
     for number in range(count):
         notes = np.stack([random.integers(0, 124, 90), random.integers(1, 9, 90),
                           random.integers(40, 90, 90), random.integers(40, 120, 90)], axis=1)
-        picture = pianoroll.Picture(pianoroll.paint(notes, 128, 128))
+        picture = pianoroll.PianoRoll(pianoroll.roll_of(notes, 128, 128))
         rows.append({"file_name": f"{number:07d}.png", "source": "synthetic", "start_step": 0,
                      "tempo": 120.0, "png": pianoroll.png_bytes(picture)})
     return rows
@@ -46,12 +46,12 @@ def main(count: int) -> None:
             chosen = [rows[i % len(rows)] for i in range(start, min(start + A_SHARD, count))]
             corpus.write_shard(Path(folder) / f"{start:07d}.parquet", chosen)
         size_mib = sum(path.stat().st_size for path in Path(folder).iterdir()) / 2**20
-        print(f"{corpus.count_pictures(folder):,} windows in shards of {size_mib:.0f} MiB")
+        print(f"{corpus.count_images(folder):,} windows in shards of {size_mib:.0f} MiB")
         del rows
         begin = time.perf_counter()
-        examples = corpus.load_levels(folder, "diffusion", 2_048)
+        examples = corpus.load_rolls(folder, "diffusion", 2_048)
         print(f"{len(examples):,} examples after {time.perf_counter() - begin:.1f} s")
-        stream = corpus.stream_levels(folder, BATCH, "diffusion")
+        stream = corpus.stream_rolls(folder, BATCH, "diffusion")
         for _ in range(count // BATCH):
             next(stream)
         seconds = time.perf_counter() - begin

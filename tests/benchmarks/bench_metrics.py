@@ -12,7 +12,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from utils import metrics
-from utils.pianoroll import paint
+from utils.pianoroll import roll_of
 
 ROLLS, NOTES = 1000, 160
 
@@ -23,7 +23,7 @@ def rolls(seed):
     for _ in range(ROLLS):
         start, length = rng.integers(0, 128, NOTES), rng.integers(1, 12, NOTES)
         pitch, velocity = rng.integers(36, 84, NOTES), rng.integers(1, 128, NOTES)
-        result.append(paint(np.stack([start, length, pitch, velocity], 1), 128, 128))
+        result.append(roll_of(np.stack([start, length, pitch, velocity], 1), 128, 128))
     return np.stack(result)
 
 
