@@ -29,7 +29,7 @@ HOME_MADE = re.compile(
     r"\b(roll_of(s|ed|er|ers|ing|ings)?|brush(es)?|(the|a) judge|timid|dear|doubts?|yardsticks?"
     r"|nonsense|likeness|seams?|stretch(es|ed)?|mend(s|ed)?|apart means|is to be seen|tells? of"
     r"|specks?|crumbs|machine guns?)\b", re.IGNORECASE)
-MOST_UNSEEN = 40  # lines of code in a row that show nothing
+MOST_UNSEEN = 45  # lines of code in a row, those of the cell that shows something included
 FIGURE = re.compile(r"^ *(look|show_figure|show\.show_figure|Image|Diagram|plt\.show)\(", re.M)
 SHOWS = re.compile(r"\b(print|look|listen|show_figure|Image|Diagram|Code|display|show|player)\b")
 PARAMETER_LINE = re.compile(r"\w+: (int|float|str|bool)( \| None)? = .+  # .+")
@@ -90,8 +90,8 @@ def test_one_parameters_cell_annotated_and_commented(name):
 @each_notebook
 def test_cells_are_short(name):
     lengths = sorted(len(lines(cell)) for cell in cells(name, "code"))
-    assert statistics.median(lengths) <= 7
-    assert lengths[int(0.9 * (len(lengths) - 1))] <= 18
+    assert statistics.median(lengths) <= 10
+    assert lengths[int(0.9 * (len(lengths) - 1))] <= 20
     assert lengths[-1] <= 40
 
 
