@@ -1,6 +1,6 @@
-"""What each improvement of notebook 02 buys, at equal minutes: writes docs/ablation.md.
+"""What each improvement of notebook 02 buys, at equal minutes: writes runs/ablation.md.
 
-    python tests/ablation.py --minutes 2                 the table of the documentation
+    python tests/ablation.py --minutes 2                 the whole table
     python tests/ablation.py --minutes 0.02 --count 4 --sampling-steps 4 --size tiny --rows 2 \\
         --output runs/trial.md                           a trial
 
@@ -188,7 +188,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rows", type=int, help="of notebook 02's: only so many")
     parser.add_argument("--run-dir", type=Path, default=ROOT / "runs" / "ablation")
-    parser.add_argument("--output", type=Path, default=ROOT / "docs" / "ablation.md")
+    parser.add_argument("--output", type=Path, default=ROOT / "runs" / "ablation.md")
     asked = parser.parse_args()
     rows = table(asked)
     text = ["# What each improvement buys", "",

@@ -1,5 +1,6 @@
 """The kernel's side of the canvas, and notebook 09 in JupyterLab, used as a person would."""
 
+import dataclasses
 import os
 import secrets
 import shutil
@@ -32,6 +33,7 @@ def network():
     levels = pianoroll.roll_of(np.array([[0, 4, 60, 80], [8, 4, 64, 90]]), 128, 128)[None]
     new = unet.new(levels, "tiny")
     new.prior.zero_()
+    new.config = dataclasses.replace(new.config, active_counts=(900,), onset_counts=(600,))
     return new
 
 

@@ -1,5 +1,6 @@
 """The page in docs/studio: its model file, and its scripts in a browser, beside their twins."""
 
+import dataclasses
 import functools
 import hashlib
 import http.server
@@ -45,6 +46,8 @@ def tiny():
     levels = pianoroll.roll_of(np.array([[0, 4, 60, 80], [8, 4, 64, 90]]), 128, 128)[None]
     new = unet.new(levels, "tiny")
     new.prior.fill_(-2)
+    new.config = dataclasses.replace(new.config, active_counts=(900, 700, 800),
+                                     onset_counts=(400, 300, 200))
     random = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in new.parameters():
