@@ -95,13 +95,14 @@ def choose_pieces(midi_dir: str | Path, max_files: int = 0, seed: int = 0) -> li
     """The pieces of a collection with their split, by name.
 
     The split is the publisher's where there is one (its test pieces are left out). Otherwise a
-    tenth of the files is held out, chosen by seed and content, so a copy under another name lands
-    on the same side. `max_files` above 0 keeps that many, chosen by seed, each split in proportion.
+    tenth of the whole MIDI files is held out, chosen by seed and content, so a copy under another
+    name lands on the same side. `max_files` above 0 keeps that many, chosen by seed, each split in
+    proportion.
     """
     paths, folder = find_midi(midi_dir), collection_folder(midi_dir)
-    digests = [_digest(path) for path in paths]
+    digests, whole = zip(*map(_digest, paths), strict=True)
     rank = {digest: hashlib.sha256(f"{seed}:{digest}".encode()).hexdigest() for digest in digests}
-    order = sorted(rank, key=rank.get)
+    order = sorted(set(itertools.compress(digests, whole)), key=rank.get)
     held_out = set(order[: max(1, round(len(order) * VALID_SHARE)) if len(order) > 1 else 0])
     official = official_split(folder) or (lambda _: None)
     sources = [printable(path.relative_to(folder).as_posix()) for path in paths]
@@ -118,13 +119,18 @@ def choose_pieces(midi_dir: str | Path, max_files: int = 0, seed: int = 0) -> li
     return sorted(pieces, key=lambda piece: piece.source)
 
 
-def _digest(path: Path) -> str:
-    """sha256 of the file; of its name where it cannot be read (its conversion will say why)."""
+def _digest(path: Path) -> tuple[str, bool]:
+    """sha256 of the file, and whether it is whole MIDI; of its name where it cannot be read (its
+    conversion will say why)."""
     try:
         with path.open("rb") as file:
-            return hashlib.sha256(file.read(pianoroll.MAX_BYTES + 1)).hexdigest()
+            data = file.read(pianoroll.MAX_BYTES + 1)
     except OSError:
-        return hashlib.sha256(os.fsencode(path)).hexdigest()
+        return hashlib.sha256(os.fsencode(path)).hexdigest(), False
+    whole = False
+    with contextlib.suppress(MusicError):
+        whole = bool(pianoroll.split_midi(data))
+    return hashlib.sha256(data).hexdigest(), whole
 
 
 def image_names(pieces: list[Piece]) -> list[str]:
