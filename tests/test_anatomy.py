@@ -26,7 +26,7 @@ PARAMETERS = {
 }
 # Words that this project once used for what has a name in the field.
 HOME_MADE = re.compile(
-    r"\b(roll_of(s|ed|er|ers|ing|ings)?|brush(es)?|(the|a) judge|timid|dear|doubts?|yardsticks?"
+    r"\b(paint(s|ed|er|ers|ing|ings)?|brush(es)?|(the|a) judge|timid|dear|doubts?|yardsticks?"
     r"|nonsense|likeness|seams?|stretch(es|ed)?|mend(s|ed)?|apart means|is to be seen|tells? of"
     r"|specks?|crumbs|machine guns?)\b", re.IGNORECASE)
 MOST_UNSEEN = 45  # lines of code in a row, those of the cell that shows something included
