@@ -89,15 +89,6 @@ def eps_from_x_0(x_t: Tensor, x_0: Tensor, a: Tensor) -> Tensor:
     return (x_t - a**0.5 * x_0) / (1 - a) ** 0.5
 
 
-def min_snr_weight(alpha_bar: Tensor, predicts: str = "v", gamma: float = 5.0) -> Tensor:
-    """Weight of the squared error at each t (Hang et al. 2023): min(SNR, gamma) on x_0's error.
-
-    The error in v is (SNR + 1) times that in x_0, the error in eps SNR times; so those divide.
-    """
-    snr = alpha_bar / (1 - alpha_bar)
-    return snr.clamp(max=gamma) / {"x_0": 1.0, "v": snr + 1, "eps": snr}[predicts]
-
-
 # ---------------------------------------------------------------- one step back, t → s
 # `a_t` and `a_s` are alpha_bar (numbers) before and after the step, a_s > a_t; the last a_s is 1.
 
