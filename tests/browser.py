@@ -1,9 +1,15 @@
-"""Headless Chromium for the tests of the canvas."""
+"""Headless Chromium and JupyterLab for the tests."""
 
 import contextlib
+import os
+import secrets
 import shutil
+import socket
+import subprocess
+import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,6 +19,11 @@ FLAGS = ("--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-ru
          "--disable-background-networking --disable-component-update --disable-sync")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
 DRIVER = shutil.which("chromedriver")
+LAB = {"notebook-extension/tracker": '{"windowingMode": "none"}',
+       "apputils-extension/notification": '{"fetchNews": "false"}'}
+PLACES = {"JUPYTER_CONFIG_DIR": "config", "JUPYTER_RUNTIME_DIR": "runtime",
+          "JUPYTERLAB_SETTINGS_DIR": "lab", "JUPYTERLAB_WORKSPACES_DIR": "work",
+          "IPYTHONDIR": "ipython"}
 
 
 @contextlib.contextmanager
@@ -45,6 +56,41 @@ def until(what: Callable[[], object], seconds: float = 10, name: str = "") -> ob
             return found
         time.sleep(0.03)
     raise AssertionError(f"not within {seconds} s: {name or what}")
+
+
+@contextlib.contextmanager
+def jupyterlab(tree: Path) -> Iterator[tuple[str, str]]:
+    """A JupyterLab that serves a copy of the tree, with settings of its own: the address of its
+    notebooks, and what follows a notebook's name there."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    token, own = secrets.token_hex(16), tree / "jupyter"
+    for name, text in LAB.items():
+        settings = own / "lab" / "@jupyterlab" / f"{name}.jupyterlab-settings"
+        settings.parent.mkdir(parents=True)
+        settings.write_text(text)
+    command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root",
+               "--ip=127.0.0.1", f"--port={port}", f"--ServerApp.root_dir={tree}",
+               f"--IdentityProvider.token={token}", "--LabApp.expose_app_in_browser=True",
+               "--LabApp.news_url=None",
+               "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
+    with (tree / "lab.log").open("w") as log:
+        server = subprocess.Popen(command, cwd=tree, stdout=log, stderr=log, env=os.environ | {
+            name: str(own / place) for name, place in PLACES.items()})
+
+    def answers():
+        try:
+            return urllib.request.urlopen(f"http://127.0.0.1:{port}/api", timeout=2)
+        except OSError:
+            return None
+
+    try:
+        until(answers, 120, "JupyterLab starts")
+        yield f"http://127.0.0.1:{port}/lab/tree/notebooks/", f"?token={token}"
+    finally:
+        server.terminate()
+        server.wait(20)
 
 
 class Roll:

@@ -1,21 +1,15 @@
 """The kernel's side of the canvas, and notebook 09 in JupyterLab, used as a person would."""
 
 import dataclasses
-import os
-import secrets
 import shutil
-import socket
-import subprocess
-import sys
 import threading
-import urllib.request
 
 import nbformat
 import numpy as np
 import papermill
 import pretty_midi
 import pytest
-from browser import Roll, browser, until
+from browser import Roll, browser, jupyterlab, until
 
 from real_midi import ROOT
 from utils import canvas, pianoroll, unet
@@ -243,38 +237,8 @@ def test_without_a_browser_the_notebook_finishes_its_phrase(tree, tmp_path, buil
 
 @pytest.fixture(scope="module")
 def lab(tree):
-    """The address of a JupyterLab that serves the copy, with settings of its own."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    token, own = secrets.token_hex(16), tree / "jupyter"
-    for name, text in (("notebook-extension/tracker", '{"windowingMode": "none"}'),
-                       ("apputils-extension/notification", '{"fetchNews": "false"}')):
-        settings = own / "lab" / "@jupyterlab" / f"{name}.jupyterlab-settings"
-        settings.parent.mkdir(parents=True)
-        settings.write_text(text)
-    places = {"JUPYTER_CONFIG_DIR": "config", "JUPYTER_RUNTIME_DIR": "runtime",
-              "JUPYTERLAB_SETTINGS_DIR": "lab", "JUPYTERLAB_WORKSPACES_DIR": "work",
-              "IPYTHONDIR": "ipython"}
-    command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root",
-               "--ip=127.0.0.1", f"--port={port}", f"--ServerApp.root_dir={tree}",
-               f"--IdentityProvider.token={token}", "--LabApp.expose_app_in_browser=True",
-               "--LabApp.news_url=None",
-               "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
-    with (tree / "lab.log").open("w") as log:
-        server = subprocess.Popen(command, cwd=tree, stdout=log, stderr=log, env=os.environ | {
-            name: str(own / place) for name, place in places.items()})
-    try:
-        def answers():
-            try:
-                return urllib.request.urlopen(f"http://127.0.0.1:{port}/api", timeout=2)
-            except OSError:
-                return None
-        until(answers, 90, "JupyterLab starts")
-        yield f"http://127.0.0.1:{port}/lab/tree/notebooks/09_draw.ipynb?token={token}"
-    finally:
-        server.terminate()
-        server.wait(20)
+    with jupyterlab(tree) as (address, token):
+        yield f"{address}09_draw.ipynb{token}"
 
 
 @pytest.mark.browser

@@ -1,19 +1,13 @@
 """Notebooks 01, 04, 05 and 06 in JupyterLab, in a browser, used as a person would: run all cells,
 look at the images, press a player, move a slider. 09's canvas has a test of its own."""
 
-import os
 import re
-import secrets
 import shutil
-import socket
-import subprocess
-import sys
-import urllib.request
 
 import nbformat
 import numpy as np
 import pytest
-from browser import browser, until
+from browser import browser, jupyterlab, until
 
 from real_midi import ROOT
 from utils import pianoroll, unet
@@ -21,11 +15,6 @@ from utils import pianoroll, unet
 pytestmark = pytest.mark.browser
 SMALL = {"01": {"max_files": 6, "jobs": 1}, "05": {}, "06": {},
          "04": {"count": 1, "sampling_steps": 2, "sliders": True}}
-LAB = {"notebook-extension/tracker": '{"windowingMode": "none"}',
-       "apputils-extension/notification": '{"fetchNews": "false"}'}
-PLACES = {"JUPYTER_CONFIG_DIR": "config", "JUPYTER_RUNTIME_DIR": "runtime",
-          "JUPYTERLAB_SETTINGS_DIR": "lab", "JUPYTERLAB_WORKSPACES_DIR": "work",
-          "IPYTHONDIR": "ipython"}
 KERNEL = "return window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.status"
 CELLS = ("return jupyterapp.shell.currentWidget.content.widgets.map(w => w.model.toJSON())"
          ".filter(c => c.cell_type === 'code' && c.source.length)")
@@ -61,36 +50,8 @@ def tree(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def lab(tree):
-    """A JupyterLab that serves the copy, with settings of its own: its address and its token."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    token, own = secrets.token_hex(16), tree / "jupyter"
-    for name, text in LAB.items():
-        settings = own / "lab" / "@jupyterlab" / f"{name}.jupyterlab-settings"
-        settings.parent.mkdir(parents=True)
-        settings.write_text(text)
-    command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root",
-               "--ip=127.0.0.1", f"--port={port}", f"--ServerApp.root_dir={tree}",
-               f"--IdentityProvider.token={token}", "--LabApp.expose_app_in_browser=True",
-               "--LabApp.news_url=None",
-               "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
-    with (tree / "lab.log").open("w") as log:
-        server = subprocess.Popen(command, cwd=tree, stdout=log, stderr=log, env=os.environ | {
-            name: str(own / place) for name, place in PLACES.items()})
-
-    def answers():
-        try:
-            return urllib.request.urlopen(f"http://127.0.0.1:{port}/api", timeout=2)
-        except OSError:
-            return None
-
-    try:
-        until(answers, 120, "JupyterLab starts")
-        yield f"http://127.0.0.1:{port}/lab/tree/notebooks/", f"?token={token}"
-    finally:
-        server.terminate()
-        server.wait(20)
+    with jupyterlab(tree) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
