@@ -143,7 +143,9 @@ def facts(network: unet.UNet, model: bytes, weights: bytes) -> dict:
         "network": {"mean": config.mean, "std": config.std, "noise_steps": config.noise_steps,
                     "noise_shift": config.noise_shift, "guidance": config.guidance,
                     "style": network.style_number(), "active_counts": config.active_counts,
-                    "onset_counts": config.onset_counts},
+                    "onset_counts": config.onset_counts,
+                    "velocity_spreads": config.velocity_spreads,
+                    "silent_rows": np.flatnonzero(diffusion.silent_rows(network)).tolist()},
         "harmony": {"classes": harmony.CLASSES, "harte": harmony.HARTE, "degrees": harmony.DEGREES,
                     "qualities": qualities, "outside": harmony.OUTSIDE,
                     "modes": {name: np.flatnonzero(harmony.scale_tones(f"C {name}")).tolist()

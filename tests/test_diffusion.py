@@ -305,6 +305,27 @@ def test_guidance_moves_away_from_the_evidence_and_keeps_the_mean():
     torch.testing.assert_close(after, before, rtol=2e-3, atol=1e-6)
 
 
+def test_guidance_begins_above_a_noise_level(network):
+    calls, guided = [], diffusion.guided
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(diffusion, "guided", lambda *given: calls.append(1) or guided(*given))
+        diffusion.generate(network, 1, 20)
+    times = diffusion.spaced_timesteps(network.config.noise_steps, 20)
+    assert len(calls) == (diffusion.log_snr(network.schedule())[times] > -5).sum() < 20
+
+
+def test_velocities_are_stretched_to_a_spread_about_their_mean():
+    velocity, onset = 0.8 + 0.05 * normal(0, 3, 1, 128, 128), torch.sigmoid(normal(1, 3, 1, 128, 128))
+    wanted = torch.tensor([0.02, 0.1, 9.0]).view(3, 1, 1, 1)
+    new = diffusion.with_spread(velocity, onset, wanted)
+    mean, before = ((onset * x).sum((1, 2, 3)) / onset.sum((1, 2, 3)) for x in (new, velocity))
+    spread = ((onset * (new - mean.view(3, 1, 1, 1)) ** 2).sum((1, 2, 3))
+              / onset.sum((1, 2, 3))).sqrt()
+    torch.testing.assert_close(mean, before)
+    torch.testing.assert_close(spread[:2], wanted[:2, 0, 0, 0].double())
+    assert spread[2] < 4.1 * 0.05, "at most fourfold"
+
+
 def test_pitch_weights_multiply_the_odds():
     weights = torch.ones(128, 128)
     weights[60], weights[61] = 2.0, 0.0
@@ -412,6 +433,15 @@ def test_a_new_piece_aims_at_as_many_notes_as_a_training_image_has(untrained, co
     network.load_state_dict(untrained.state_dict())
     rolls = diffusion.generate(network, 8, 20)
     assert (rolls > pianoroll.SUSTAIN).sum() / 8 == pytest.approx(count, rel=0.25)
+
+
+def test_a_row_without_training_notes_stays_silent_and_a_given_one_stays(untrained):
+    silent = diffusion.silent_rows(untrained)[0, 0, :, 0].numpy()
+    assert silent.any() and not silent.all()
+    given = np.zeros((128, 128), np.uint8)
+    given[silent.argmax(), 4] = 200
+    rolls = diffusion.generate(untrained, 4, 8, roll=given, mask=given == 0)
+    assert (rolls[:, silent] == given[silent]).all() and rolls[:, ~silent].any()
 
 
 def test_strength_decides_how_much_of_the_roll_remains(untrained, some_roll):

@@ -46,8 +46,9 @@ def tiny():
     levels = pianoroll.roll_of(np.array([[0, 4, 60, 80], [8, 4, 64, 90]]), 128, 128)[None]
     new = unet.new(levels, "tiny")
     new.prior.fill_(-2)
+    new.prior[:, :, 90:] = -20  # rows that stay silent
     new.config = dataclasses.replace(new.config, active_counts=(900, 700, 800),
-                                     onset_counts=(400, 300, 200))
+                                     onset_counts=(400, 300, 200), velocity_spreads=(5, 10, 20))
     random = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in new.parameters():

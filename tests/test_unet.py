@@ -199,7 +199,8 @@ def test_it_learns_rolls_by_heart():
     {"std": (0.1, 0.0)}, {"mean": (float("nan"), 0.1)}, {"rows": 13}, {"low_row": -1},
     {"onset_mean": 2.0}, {"noise_steps": 0}, {"transpose": -1}, {"transpose": 64},
     {"styles": (1,)}, {"styles": ("",)}, {"styles": ("a",) * 1000}, {"guidance": float("inf")},
-    {"active_counts": (3,)}, {"active_counts": (3,), "onset_counts": (4,)}])
+    {"active_counts": (3,)}, {"active_counts": (3,), "onset_counts": (4,)},
+    {"active_counts": (3,), "onset_counts": (3,), "velocity_spreads": (-1.0,)}])
 def test_an_impossible_configuration_is_refused(change):
     with pytest.raises(MusicError, match="configuration"):
         unet.Config(**change)
@@ -208,7 +209,9 @@ def test_an_impossible_configuration_is_refused(change):
 def test_notes_are_counted_in_rolls_that_sound_to_their_end():
     rolls = some_rolls()
     rolls[1, :, 90:] = 0  # falls silent
-    active, onsets = unet.note_counts(rolls)
+    active, onsets, spreads = unet.note_counts(rolls)
+    assert spreads == pytest.approx([np.std(roll[roll > SUSTAIN]) for roll in rolls[[0, 2]]],
+                                    abs=0.005)
     assert active == tuple((roll > 0).sum() for roll in rolls[[0, 2]])
     assert onsets == tuple((roll > SUSTAIN).sum() for roll in rolls[[0, 2]])
 

@@ -124,6 +124,8 @@ def dpm_solver_step(x_t: Tensor, x_0: Tensor, a_t: float, a_s: float,
 SAMPLERS = ("ddpm", "ddim", "dpm")
 SAMPLING_STEPS = 50
 SETTLED = 0.0  # log signal-to-noise ratio from which on the number of notes is decided
+GUIDED = -5.0  # log signal-to-noise ratio from which on guidance applies
+RAREST = 5e-5  # a row where an onset is less probable, before anything is seen, stays silent
 LOGIT_LIMIT = 30.0  # a pixel whose log odds lie beyond is certain
 WIDTH = DIFFUSION.steps  # columns that the network sees at once
 
@@ -197,7 +199,9 @@ def guided(logits: Tensor, pixel_logits: Tensor, guidance: float) -> Tensor:
 
     Autoguidance (Karras et al. 2024, arXiv:2406.02507): a pixel read alone is the worse predictor
     that we lead away from. Above 1 the notes agree better and vary less. It decides which pixels
-    are active, not how many: the mean probability of each plane is kept.
+    are active, not how many: the mean probability of each plane is kept. `generate` guides only
+    above the noise level `GUIDED` (Kynkäänniemi et al. 2024, arXiv:2404.07724): where nearly all is
+    noise, guidance would make all pieces alike.
     """
     if guidance == 1:
         return logits
@@ -236,6 +240,19 @@ def with_mean(logits: Tensor, mean: Tensor, where: Tensor | None = None) -> Tens
         found = (torch.sigmoid(logits + middle) * weight).sum(dim=(2, 3), keepdim=True)
         low, high = torch.where(found > mean, low, middle), torch.where(found > mean, middle, high)
     return logits + (low + high) / 2
+
+
+def with_spread(velocity: Tensor, onset: Tensor, spread: Tensor) -> Tensor:
+    """Velocities `[B, 1, H, W]`, stretched about their mean to the standard deviation `spread`,
+    `[B, 1, 1, 1]`, each weighted by its probability `onset` of being a note's; at most fourfold.
+
+    A network predicts the mean of the velocities that are possible, and so varies them too little.
+    """
+    def mean(x: Tensor) -> Tensor:
+        return (onset * x).sum((2, 3), keepdim=True) / onset.sum((2, 3), keepdim=True)
+    middle = mean(velocity)
+    found = mean((velocity - middle) ** 2).sqrt()
+    return middle + (velocity - middle) * (spread / found.clamp(min=1e-6)).clamp(max=4)
 
 
 # ---------------------------------------------------------------- new piano rolls
@@ -309,16 +326,23 @@ class NotePredictor:
         self.known = None if mask.all() else ~self.mask
         self.weights = None if pitch_weights is None else torch.from_numpy(
             np.asarray(pitch_weights, np.float32)).to(self.device)
+        self.silent = silent_rows(network) & self.mask  # [1, 1, 128, 128]
         self.x_0_hat = None  # the last prediction, probabilities [B, 2, 128, 128]
         self.mean = None  # the share of active pixels and of onsets aimed at, [B, 2, 1, 1]
+        self.spread = None  # the standard deviation of the velocities aimed at, [B, 1, 1, 1]
 
     def aim_at_training_images(self, batch: int) -> None:
-        """From now on each of `batch` rolls aims at the number of notes of a training image."""
+        """From now on each of `batch` rolls aims at the number of notes of a training image, and
+        at the spread of its velocities."""
         config = self.network.config
         counts = torch.tensor([config.active_counts, config.onset_counts]).T
         if len(counts):
-            chosen = counts[torch.randint(len(counts), (batch,), generator=self.generator)]
-            self.mean = (chosen / self.mask.numel()).view(batch, 2, 1, 1).to(self.device)
+            chosen = torch.randint(len(counts), (batch,), generator=self.generator)
+            mean = counts[chosen] / self.mask.numel()
+            self.mean = mean.view(batch, 2, 1, 1).to(self.device)
+            if config.velocity_spreads:
+                spread = torch.tensor(config.velocity_spreads)[chosen] / 255
+                self.spread = spread.view(batch, 1, 1, 1).to(self.device)
 
     def __call__(self, x_t: Tensor, t: Tensor) -> Tensor:
         if self.known is not None:
@@ -328,7 +352,10 @@ class NotePredictor:
             prediction = self.network(x_t, self.log_snrs[t], self.x_0_hat, self.known, style)
         logits = self.conditioned(prediction, self.log_snrs[t[0]])
         self.x_0_hat = torch.sigmoid(logits)
-        velocity = prediction.velocity.clamp((ONSET + 1) / 255, 1)
+        velocity = prediction.velocity
+        if self.spread is not None:
+            velocity = with_spread(velocity, self.x_0_hat[:, 1:], self.spread)
+        velocity = velocity.clamp((ONSET + 1) / 255, 1)
         if not self.exact:
             return self.network.standardise(expect_notes(logits, velocity))
         uniform = 0.5  # at the last step the likelier value
@@ -338,7 +365,10 @@ class NotePredictor:
 
     def conditioned(self, prediction: tuple[Tensor, Tensor, Tensor], log_snr: Tensor) -> Tensor:
         """The network's logits, moved by guidance, by pitch weights, and to the onsets aimed at."""
-        logits = guided(prediction.logits, prediction.pixel_logits, self.guidance)
+        logits = prediction.logits
+        if log_snr > GUIDED:
+            logits = guided(logits, prediction.pixel_logits, self.guidance)
+        logits = logits.masked_fill(self.silent, -LOGIT_LIMIT)
         if self.weights is not None:
             logits = torch.where(self.mask, weigh_pitches(logits, self.weights), logits)
         if self.onsets and log_snr < SETTLED:
@@ -346,6 +376,14 @@ class NotePredictor:
         elif self.mean is not None and log_snr < SETTLED:
             logits = with_mean(logits, self.mean)
         return logits
+
+
+def silent_rows(network: torch.nn.Module) -> Tensor:
+    """Rows in which the training images had hardly a note, bool `[1, 1, 128, 1]`.
+
+    A draw in so many pixels would now and then put a note there that no music has.
+    """
+    return network.prior[:, 1:] < math.log(RAREST)
 
 
 def without_stray_sustains(rolls: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:

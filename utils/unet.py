@@ -46,8 +46,9 @@ class Config:
     `noise_steps` and `noise_shift` give the `diffusion.cosine_schedule` it was trained on,
     `transpose` the semitones by which its training images were shifted at most, `styles` the names
     of the kinds of music it learned, the usual one first; `guidance` is that of `diffusion.guided`.
-    `active_counts` and `onset_counts` say, for some of its training images, how many pixels are
-    active and how many are onsets; a new piece aims at one of these pairs.
+    `active_counts`, `onset_counts` and `velocity_spreads` say, for some of its training images, how
+    many pixels are active, how many are onsets, and the standard deviation of their velocities; a
+    new piece aims at those of one image.
     Without `self_conditioning` it never learned to use an earlier prediction, and ignores it.
     """
 
@@ -66,6 +67,7 @@ class Config:
     guidance: float = 1.2
     active_counts: tuple[int, ...] = ()
     onset_counts: tuple[int, ...] = ()
+    velocity_spreads: tuple[float, ...] = ()
     self_conditioning: bool = True
 
     def __post_init__(self) -> None:
@@ -82,6 +84,8 @@ class Config:
             and isinstance(self.self_conditioning, bool)
             and all(isinstance(style, str) and style for style in self.styles)
             and len(self.active_counts) == len(self.onset_counts) <= COUNTED
+            and len(self.velocity_spreads) in (0, len(self.onset_counts))
+            and all(0 <= spread < 128 for spread in self.velocity_spreads)
             and all(0 < onsets <= active <= 128 * 128 for active, onsets in
                     zip(self.active_counts, self.onset_counts, strict=True))
             and self.low_row in range(DIFFUSION.pitches) and self.rows in range(unit, 193, unit)
@@ -120,23 +124,27 @@ def config_for(rolls: np.ndarray, size: str = "small", transpose: int = 6,
     low, high = np.searchsorted(share, (RARE, 1 - RARE)).tolist()
     low, high = max(low - transpose, 0) // OCTAVE * OCTAVE, min(high + transpose + 1, 128)
     unit = OCTAVE * 2 ** (len(SIZES[size]["widths"]) - 1)
-    active, onsets = note_counts(rolls)
+    active, onsets, spreads = note_counts(rolls)
     return Config(**SIZES[size], mean=tuple(plane_mean.tolist()), std=tuple(plane_std.tolist()),
                   onset_mean=float(onset.mean()), onset_std=float(max(onset.std(), 0.01)),
                   low_row=low, rows=-(-(high - low) // unit) * unit, transpose=transpose,
-                  styles=tuple(styles), active_counts=active, onset_counts=onsets)
+                  styles=tuple(styles), active_counts=active, onset_counts=onsets,
+                  velocity_spreads=spreads)
 
 
-def note_counts(rolls: np.ndarray) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Active pixels and onsets of up to `COUNTED` of the rolls, uint8 `[N, 128, 128]`, spread
-    evenly; of those that sound in their first and last two bars, where there are any."""
+def note_counts(rolls: np.ndarray
+                ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[float, ...]]:
+    """Active pixels, onsets and the standard deviation of the velocities of up to `COUNTED` of the
+    rolls, uint8 `[N, 128, 128]`, spread evenly; of those that sound in their first and last two
+    bars, where there are any."""
     active = (rolls > 0).any(axis=1)
     whole = rolls[active[:, :32].any(axis=1) & active[:, -32:].any(axis=1)]
     whole = whole if len(whole) else rolls[(rolls > SUSTAIN).any(axis=(1, 2))]
     some = whole[np.linspace(0, len(whole) - 1, min(len(whole), COUNTED)).astype(int)]
     onsets = (some > SUSTAIN).sum(axis=(1, 2))
     some, onsets = some[onsets > 0], onsets[onsets > 0]
-    return tuple((some > 0).sum(axis=(1, 2)).tolist()), tuple(onsets.tolist())
+    spreads = tuple(round(float(roll[roll > SUSTAIN].std()), 2) for roll in some)
+    return tuple((some > 0).sum(axis=(1, 2)).tolist()), tuple(onsets.tolist()), spreads
 
 
 # ---------------------------------------------------------------- the parts

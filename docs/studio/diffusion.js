@@ -3,10 +3,11 @@
  * The same seed gives the same music in both: random numbers are those of `torch.Generator`.
  */
 
-import { ONSET, SIZE, fromPlanes, toPlanes, withoutStraySustains }
+import { ONSET, SIZE, WIDTH, fromPlanes, toPlanes, withoutStraySustains }
   from "./pianoroll.js";
 
 const SETTLED = 0; // log signal-to-noise ratio from which on the number of notes is decided
+const GUIDED = -5; // log signal-to-noise ratio from which on guidance applies
 const LOGIT_LIMIT = 30;
 
 const sigmoid = (x) => 1 / (1 + Math.exp(-x));
@@ -116,8 +117,13 @@ function guided(logits, pixel_logits, guidance) {
 
 /** The network's logits with all conditions. `NotePredictor.conditioned` */
 function conditioned({ logits, pixel_logits }, logSnr,
-  { guidance, mask, pitchWeights, onsets, means }) {
-  const moved = guided(logits, pixel_logits, guidance);
+  { guidance, mask, silent, pitchWeights, onsets, means }) {
+  const moved = logSnr > GUIDED ? guided(logits, pixel_logits, guidance) : logits;
+  for (const row of silent) { // `silent_rows`
+    for (let i = row * WIDTH; i < (row + 1) * WIDTH; i += 1) {
+      if (mask[i]) moved[i] = moved[SIZE + i] = -LOGIT_LIMIT;
+    }
+  }
   const shift = (by) => moved.forEach((one, i) => { // in the mask alone
     if (mask[i % SIZE]) moved[i] = one + by(i % SIZE);
   });
@@ -134,6 +140,15 @@ function conditioned({ logits, pixel_logits }, logSnr,
     }
   }
   return moved;
+}
+
+/** Velocities stretched about their mean to the standard deviation `spread`. `with_spread` */
+function withSpread(velocity, onset, spread) {
+  const total = onset.reduce((sum, one) => sum + one, 0);
+  const mean = (of) => onset.reduce((sum, one, i) => sum + one * of(velocity[i]), 0) / total;
+  const middle = mean((one) => one), found = Math.sqrt(mean((one) => (one - middle) ** 2));
+  const factor = Math.min(spread / Math.max(found, 1e-6), 4);
+  return velocity.map((one) => middle + (one - middle) * factor);
 }
 
 /** Planes drawn from their probabilities by the same uniform numbers. `draw_notes` */
@@ -184,6 +199,7 @@ export async function generate(network, config, { samplingSteps, seed, roll, mas
   const free = !known.includes(1) && !onsets && !skip && counts.length;
   const image = free ? random.below(counts.length) : 0;
   const means = free ? [counts[image] / SIZE, config.onset_counts[image] / SIZE] : null;
+  const spread = free ? config.velocity_spreads[image] / 255 : null;
   const x_t = random.normal(2 * SIZE);
   if (skip) { // `q_sample`
     x_t.forEach((eps, i) => { x_t[i] = Math.sqrt(a[0]) * clean[i] + Math.sqrt(1 - a[0]) * eps; });
@@ -194,10 +210,12 @@ export async function generate(network, config, { samplingSteps, seed, roll, mas
     const logSnr = logit(a[step]);
     const prediction = await network(x_t, logSnr, x_0_hat, known);
     const logits = conditioned(prediction, logSnr,
-      { guidance: config.guidance, mask, pitchWeights, onsets, means });
+      { guidance: config.guidance, mask, silent: config.silent_rows, pitchWeights, onsets, means });
     x_0_hat = logits.map(sigmoid);
     const isLast = step === times.length - 1;
-    planes = drawNotes(x_0_hat, prediction.velocity, isLast ? null : random.uniform(SIZE));
+    const velocity = spread === null ? prediction.velocity
+      : withSpread(prediction.velocity, x_0_hat.subarray(SIZE), spread);
+    planes = drawNotes(x_0_hat, velocity, isLast ? null : random.uniform(SIZE));
     await watch(step, fromPlanes(planes));
     if (!isLast) ddpmStep(x_t, standardise(planes), a[step], a[step + 1], random.normal(2 * SIZE));
   }
