@@ -392,29 +392,18 @@ def test_a_compiled_network_learns_the_same(trained, fresh_run):
 def test_what_does_not_fit_is_refused_in_one_line(trained, fresh_run, name, said):
     shutil.copytree(trained / "models", fresh_run / "models")
     path, given = fresh_run / "models" / "diffusion_checkpoint.pt", {"resume": True}
-    if name == "another size":
-        given["size"] = "small"
-    elif name == "another batch size":
-        given["batch_size"] = 3
-    elif name == "another transpose":
-        given["transpose"] = 3
-    elif name == "another share":
-        given["masked"] = 0.1
-    elif name == "no share of one":
-        given["masked"] = 1.5
-    elif name == "enormous guidance":
-        given["guidance"] = 1e9
-    elif name == "no share":
-        given["accumulate"] = 2
-    elif name == "fewer steps":
-        given["train_steps"] = 12
-    elif name == "other pictures":
+    given |= {
+        "another size": {"size": "small"}, "another batch size": {"batch_size": 3},
+        "another transpose": {"transpose": 3}, "another share": {"masked": 0.1},
+        "no share of one": {"masked": 1.5}, "enormous guidance": {"guidance": 1e9},
+        "no share": {"accumulate": 2}, "fewer steps": {"train_steps": 12}}.get(name, {})
+    if name == "other pictures":
         (fresh_run / "images" / "diffusion" / "train" / "4.png").unlink()
     elif name == "half a file":
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     elif name == "text":
         path.write_text("not a checkpoint")
-    else:
+    elif name == "a picture of another size":
         gan = pianoroll.PianoRoll(np.zeros((106, 300), np.uint8), 21)
         pianoroll.save_png(gan, fresh_run / "images" / "diffusion" / "train" / "a.png")
     before = path.read_bytes()

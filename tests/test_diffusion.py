@@ -315,7 +315,8 @@ def test_guidance_begins_above_a_noise_level(network):
 
 
 def test_velocities_are_stretched_to_a_spread_about_their_mean():
-    velocity, onset = 0.8 + 0.05 * normal(0, 3, 1, 128, 128), torch.sigmoid(normal(1, 3, 1, 128, 128))
+    velocity = 0.8 + 0.05 * normal(0, 3, 1, 128, 128)
+    onset = torch.sigmoid(normal(1, 3, 1, 128, 128))
     wanted = torch.tensor([0.02, 0.1, 9.0]).view(3, 1, 1, 1)
     new = diffusion.with_spread(velocity, onset, wanted)
     mean, before = ((onset * x).sum((1, 2, 3)) / onset.sum((1, 2, 3)) for x in (new, velocity))

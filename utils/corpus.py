@@ -100,7 +100,8 @@ def choose_pieces(midi_dir: str | Path, max_files: int = 0, seed: int = 0) -> li
     proportion.
     """
     paths, folder = find_midi(midi_dir), collection_folder(midi_dir)
-    digests, whole = zip(*map(_digest, paths), strict=True)
+    read = joblib.Parallel(n_jobs=8, prefer="threads")  # a disk may be slow
+    digests, whole = zip(*read(map(joblib.delayed(_digest), paths)), strict=True)
     rank = {digest: hashlib.sha256(f"{seed}:{digest}".encode()).hexdigest() for digest in digests}
     order = sorted(set(itertools.compress(digests, whole)), key=rank.get)
     held_out = set(order[: max(1, round(len(order) * VALID_SHARE)) if len(order) > 1 else 0])

@@ -12,28 +12,18 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 
 import pretty_midi
 
 os.environ["TQDM_DISABLE"] = "1"
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[2])]
+from bench import seconds
+
 from real_midi import REAL_MIDI
 from utils import corpus, pianoroll
 
 LAKH_FILES = 178_561
-
-
-def best(job: Callable[[], object], times: int = 3) -> float:
-    """Seconds of the fastest of a few runs."""
-    seconds = []
-    for _ in range(times):
-        begin = time.perf_counter()
-        job()
-        seconds.append(time.perf_counter() - begin)
-    return min(seconds)
 
 
 def gathered(paths: list[Path], folder: Path) -> Path:
@@ -49,10 +39,10 @@ def convert(midi_dir: Path, jobs: int, storage: str = "png", place: Path | None 
     with tempfile.TemporaryDirectory(dir=place) as run_dir:
         begin = time.perf_counter()
         made = corpus.convert(midi_dir, run_dir, jobs=jobs, storage=storage)
-        seconds = time.perf_counter() - begin
+        took_s = time.perf_counter() - begin
     print(f"    {storage}, {jobs} at a time: {made.pieces} files, {sum(made.pictures.values()):,} "
-          f"pictures, {len(made.skipped)} skipped, {seconds:.2f} s")
-    return seconds
+          f"pictures, {len(made.skipped)} skipped, {took_s:.2f} s")
+    return took_s
 
 
 def main(folder: Path, everything: bool, copies: Path) -> None:
@@ -63,8 +53,8 @@ def main(folder: Path, everything: bool, copies: Path) -> None:
     total_ours = total_peer = 0.0
     for name in ("maestro-v2.0.0", "pop909", "lakh-excerpts", "freedoom"):
         paths = random.Random(0).sample(corpus.find_midi(folder / name), 50)
-        ours = best(lambda paths=paths: [pianoroll.read_midi(path) for path in paths])
-        peer = best(lambda paths=paths: [pretty_midi.PrettyMIDI(str(path)).get_piano_roll()
+        ours = seconds(lambda paths=paths: [pianoroll.read_midi(path) for path in paths])
+        peer = seconds(lambda paths=paths: [pretty_midi.PrettyMIDI(str(path)).get_piano_roll()
                                          for path in paths], times=1)
         print(f"{'50 of ' + name:24s} {ours * 20:9.3f} {peer * 20:16.2f} {peer / ours:6.0f}×")
         chosen += paths
@@ -83,13 +73,13 @@ def main(folder: Path, everything: bool, copies: Path) -> None:
               "three pairs (aim: 1.8×)")
     convert(some, 2, "parquet")
     if everything:
-        seconds = convert(folder / "maestro-v2.0.0", 2)
+        took_s = convert(folder / "maestro-v2.0.0", 2)
         files = len(corpus.find_midi(folder / "maestro-v2.0.0"))
         raw = convert(folder / "freedoom", 2) / len(corpus.find_midi(folder / "freedoom"))
-        print(f"all of MAESTRO on two processes: {seconds:.1f} s (aim: 60 s). {LAKH_FILES:,} files "
+        print(f"all of MAESTRO on two processes: {took_s:.1f} s (aim: 60 s). {LAKH_FILES:,} files "
               f"would take {LAKH_FILES * raw / 60:.0f} min at Freedoom's {raw * 1000:.1f} ms a file"
-              f", {LAKH_FILES * seconds / files / 60:.0f} min at MAESTRO's "
-              f"{seconds / files * 1000:.1f} ms")
+              f", {LAKH_FILES * took_s / files / 60:.0f} min at MAESTRO's "
+              f"{took_s / files * 1000:.1f} ms")
 
 
 if __name__ == "__main__":
