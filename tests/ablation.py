@@ -42,8 +42,9 @@ ROWS = {  # each with what the row above has; what is tried later is the last to
 WAYS = {  # to generate
     "expected": {"exact": False, "guidance": 1.0},
     "drawn": {"guidance": 1.0},
-    "guided": {"guidance": 1.6},
+    "guided": {"guidance": 2.2},
 }
+RATE = 0.003  # the learning rate, as in notebook 02
 PARTS = 3  # sets of samples, each with a seed of its own: their differences give the error
 
 
@@ -74,7 +75,7 @@ def published(rolls: np.ndarray, minutes: float, size: str, batch_size: int, see
     network = unet.UNet(dataclasses.replace(unet.config_for(rolls, size, 0), noise_shift=0.0))
     x = network.standardise(torch.from_numpy(pianoroll.to_planes(rolls)))
     alpha_bar = network.schedule()
-    optimizer = torch.optim.AdamW(network.parameters(), 1.5e-3, betas=(0.9, 0.99))
+    optimizer = torch.optim.AdamW(network.parameters(), RATE, betas=(0.9, 0.99))
     fast = diffusion.fast_bfloat16("cpu")
 
     def gradients() -> None:
@@ -90,7 +91,7 @@ def published(rolls: np.ndarray, minutes: float, size: str, batch_size: int, see
     steps = training.steps_within(minutes, gradients)
     ema = copy.deepcopy(network).requires_grad_(False)
     for step in range(steps):
-        optimizer.param_groups[0]["lr"] = 1.5e-3 * min(1, step * 20 / steps, 2 - 2 * step / steps)
+        optimizer.param_groups[0]["lr"] = RATE * min(1, step * 20 / steps, 2 - 2 * step / steps)
         gradients()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()

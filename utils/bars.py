@@ -67,7 +67,7 @@ def lines_of(signatures: list[tuple[int, int, int]], steps: int, steps_per_beat:
 def _contradict(score: np.ndarray, beats: np.ndarray, best: np.ndarray, own: np.ndarray) -> bool:
     """Whether the notes speak for the bars `best`, of 4/4, and against `own`."""
     length = np.median(np.diff(own))
-    if length % 4:  # 6/8 and the like have another kind of beat
+    if length % 4:  # 3/8, 5/8, 7/8: bars that quarter notes do not fill
         return False
     if length == BAR:
         return score[best].mean() - score[own[own < len(score)]].mean() > MARGIN

@@ -228,7 +228,7 @@ def convert(midi_dir: str | Path, run_dir: str | Path, steps_per_beat: int = 4, 
     if storage not in BATCH:
         raise MusicError(f"storage={storage!r}: choose 'png' or 'parquet'")
     if not 1 <= hop <= 8:
-        raise MusicError(f"hop is {hop}; choose 1 to 8 bars")
+        raise MusicError(f"hop is {hop}; choose 1 to 8 eighths of an image")
     images = Path(run_dir).absolute() / "images"
     pieces = choose_pieces(midi_dir, max_files, seed)
     made = _convert_pieces(pieces, images, jobs, storage, steps_per_beat, hop)
@@ -474,12 +474,12 @@ def _evenly(folder: str | Path, most: int = 0) -> list[Image]:
 
 
 def _decoded(path: str, png: bytes | None, size: tuple[int, ...]) -> np.ndarray:
-    """An image's levels. Raises `MusicError` where they are not of this size."""
-    levels = pianoroll.load_png(path, png).pixels
-    if levels.shape != tuple(size):
-        raise MusicError(f"{path}: {'×'.join(map(str, levels.shape))} pixels, not "
+    """The pixels of an image. Raises `MusicError` where they are not of this size."""
+    pixels = pianoroll.load_png(path, png).pixels
+    if pixels.shape != tuple(size):
+        raise MusicError(f"{path}: {'×'.join(map(str, pixels.shape))} pixels, not "
                          f"{'×'.join(map(str, size))}; run notebook 01_midi2img again")
-    return levels
+    return pixels
 
 
 def _size(folder: str | Path, preset_name: str | None) -> tuple[int, int]:
@@ -538,11 +538,11 @@ def stream_rolls(folder: str | Path, batch_size: int, preset_name: str | None = 
         skipped = start % an_epoch * batch_size if epoch == start // an_epoch else 0
         if all_of_them is None:
             drawn = itertools.islice(_shuffled(folder, buffer, rng), skipped, None)
-            levels = (_decoded(*image, size) for image in drawn)
+            images = (_decoded(*image, size) for image in drawn)
         else:
             order = np.resize(rng.permutation(count), max(count, batch_size))
-            levels = (all_of_them[i] for i in order[skipped:])
-        while len(batch := list(itertools.islice(levels, batch_size))) == batch_size:
+            images = (all_of_them[i] for i in order[skipped:])
+        while len(batch := list(itertools.islice(images, batch_size))) == batch_size:
             yield np.stack(batch)
 
 

@@ -200,8 +200,8 @@ def guided(logits: Tensor, pixel_logits: Tensor, guidance: float) -> Tensor:
     Autoguidance (Karras et al. 2024, arXiv:2406.02507): a pixel read alone is the worse predictor
     that we lead away from. Above 1 the notes agree better and vary less. It decides which pixels
     are active, not how many: the mean probability of each plane is kept. `generate` guides only
-    above the noise level `GUIDED` (Kynkäänniemi et al. 2024, arXiv:2404.07724): where nearly all is
-    noise, guidance would make all pieces alike.
+    where the log signal-to-noise ratio is above `GUIDED` (Kynkäänniemi et al. 2024,
+    arXiv:2404.07724): where nearly all is noise, guidance would make all pieces alike.
     """
     if guidance == 1:
         return logits

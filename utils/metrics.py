@@ -277,7 +277,8 @@ def compare(reference: np.ndarray, generated: np.ndarray) -> dict[str, float]:
 
 
 def fixed_places(rolls: np.ndarray, steps_per_bar: int = 16) -> float:
-    """How much more two rolls of a set overlap as they are than shifted in time; music scores 1.
+    """How much more two rolls of a set overlap as they are than shifted in time; music scores 1,
+    where each roll is of another piece.
 
     The overlap of two rolls is the number of (pitch, step) pixels active in both, divided by the
     number active in either. Its mean over all pairs is divided by its mean over the same pairs

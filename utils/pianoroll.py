@@ -53,7 +53,7 @@ PRESETS = {preset.name: preset for preset in (DIFFUSION, GAN)}
 class PianoRoll:
     """A piano roll and its facts.
 
-    `levels` is the roll, `tempo_bpm` the tempo at its first column, `start_step` where that column
+    `pixels` is the roll, `tempo_bpm` the tempo at its first column, `start_step` where that column
     lies in `source` (negative where a window begins before it). A whole file also has
     `tempo_changes`, (step, bpm), and `signatures`, (step, numerator, denominator).
     """
@@ -340,9 +340,9 @@ def windows(picture: PianoRoll, preset: Preset, hop: int = 8, lines: np.ndarray 
                                 preset.steps, preset.steps * hop // 8):
         part = rows[:, max(first, 0) : first + preset.steps]
         if np.count_nonzero(part > SUSTAIN) >= min_notes:
-            levels = np.zeros((preset.pitches, preset.steps), dtype=np.uint8)
-            levels[max(-low, 0) :, max(-first, 0) :][: len(part), : part.shape[1]] = part
-            cut.append(replace(picture, pixels=levels, lowest_pitch=preset.lowest_pitch,
+            pixels = np.zeros((preset.pitches, preset.steps), dtype=np.uint8)
+            pixels[max(-low, 0) :, max(-first, 0) :][: len(part), : part.shape[1]] = part
+            cut.append(replace(picture, pixels=pixels, lowest_pitch=preset.lowest_pitch,
                                start_step=picture.start_step + first, tempo_changes=(),
                                signatures=(), tempo_bpm=tempo_at(picture, first)))
     return cut
@@ -438,34 +438,34 @@ def load_png(path: str | Path, data: bytes | None = None) -> PianoRoll:
             if image.mode.startswith("I"):  # 16 bits, which convert("L") would clip
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
             is_gray = image.mode == "L" or not np.ptp(np.asarray(image.convert("RGB")), 2).any()
-            levels = np.asarray(image.convert("L"))
+            pixels = np.asarray(image.convert("L"))
     except MusicError:
         raise
     except Exception:  # Pillow raises many kinds
         raise MusicError(f"{path}: cannot be read as a PNG; make it again, or leave it out"
                          ) from None
     if "lowest_pitch" in facts and "steps_per_beat" in facts:
-        return _with_facts(path, levels, facts)
+        return _with_facts(path, pixels, facts)
     if not is_gray:
         raise MusicError(f"{path}: a colour image; convert it to grayscale, or give one that "
                          "notebook 01 made")
-    if len(levels) not in LOWEST_PITCH_OF_ROWS:
-        raise MusicError(f"{path}: {levels.shape[1]}×{len(levels)} pixels, no facts: {wrong}")
-    if np.mean(levels >= 32) > 0.5:
+    if len(pixels) not in LOWEST_PITCH_OF_ROWS:
+        raise MusicError(f"{path}: {pixels.shape[1]}×{len(pixels)} pixels, no facts: {wrong}")
+    if np.mean(pixels >= 32) > 0.5:
         raise MusicError(f"{path}: most of it would sound at once: {wrong}")
-    if len(np.unique(levels)) <= 2:
-        lit = levels > 0
+    if len(np.unique(pixels)) <= 2:
+        lit = pixels > 0
         first = lit & ~np.pad(lit, ((0, 0), (1, 0)))[:, :-1]
-        levels = np.where(first, ONSET + VELOCITY_BLACK_AND_WHITE, lit * SUSTAIN).astype(np.uint8)
-    return PianoRoll(levels, LOWEST_PITCH_OF_ROWS[len(levels)], source=path.name)
+        pixels = np.where(first, ONSET + VELOCITY_BLACK_AND_WHITE, lit * SUSTAIN).astype(np.uint8)
+    return PianoRoll(pixels, LOWEST_PITCH_OF_ROWS[len(pixels)], source=path.name)
 
 
-def _with_facts(path: Path, levels: np.ndarray, facts: dict[str, str]) -> PianoRoll:
+def _with_facts(path: Path, pixels: np.ndarray, facts: dict[str, str]) -> PianoRoll:
     try:
-        picture = PianoRoll(levels, int(facts["lowest_pitch"]), int(facts["steps_per_beat"]),
+        picture = PianoRoll(pixels, int(facts["lowest_pitch"]), int(facts["steps_per_beat"]),
                           float(facts.get("tempo_bpm", 120)), str(facts.get("source", path.name)),
                           int(facts.get("start_step", 0)))
-        sane = (0 <= picture.lowest_pitch <= 128 - len(levels)
+        sane = (0 <= picture.lowest_pitch <= 128 - len(pixels)
                 and 1 <= picture.steps_per_beat <= 480 and 4 <= picture.tempo_bpm <= 1000)
     except ValueError:
         sane = False
@@ -477,13 +477,13 @@ def _with_facts(path: Path, levels: np.ndarray, facts: dict[str, str]) -> PianoR
 # ---------------------------------------------------------------- piano roll ↔ a network's input
 
 
-def to_planes(levels: np.ndarray) -> np.ndarray:
+def to_planes(pixels: np.ndarray) -> np.ndarray:
     """Piano rolls `[..., pitches, steps]` as float32 `[..., 2, pitches, steps]` in 0…1.
 
     Plane 0 is 1 where a note is active. Plane 1 is (128 + velocity) / 255 at an onset, else 0.
     """
-    onset = np.where(levels > SUSTAIN, levels, 0) / np.float32(255)
-    return np.stack([(levels > 0).astype(np.float32), onset.astype(np.float32)], axis=-3)
+    onset = np.where(pixels > SUSTAIN, pixels, 0) / np.float32(255)
+    return np.stack([(pixels > 0).astype(np.float32), onset.astype(np.float32)], axis=-3)
 
 
 def from_planes(planes: np.ndarray) -> np.ndarray:

@@ -50,11 +50,11 @@ def as_roll(thing: PianoRoll | np.ndarray) -> PianoRoll:
     """A `PianoRoll` as it is, and a plain `uint8 [pitches, steps]` array with the usual facts."""
     if isinstance(thing, PianoRoll):
         return thing
-    levels = np.asarray(thing)
-    if levels.ndim != 2 or levels.dtype != np.uint8:
+    pixels = np.asarray(thing)
+    if pixels.ndim != 2 or pixels.dtype != np.uint8:
         raise MusicError(f"look and listen take pictures or uint8 arrays [pitches, steps], not "
-                         f"{levels.dtype} {list(levels.shape)}; see pianoroll.from_planes")
-    return PianoRoll(levels, pianoroll.LOWEST_PITCH_OF_ROWS.get(len(levels), 0))
+                         f"{pixels.dtype} {list(pixels.shape)}; see pianoroll.from_planes")
+    return PianoRoll(pixels, pianoroll.LOWEST_PITCH_OF_ROWS.get(len(pixels), 0))
 
 
 def as_rolls(things: PianoRoll | np.ndarray | Sequence) -> list[PianoRoll]:
@@ -80,11 +80,11 @@ def active_rows(pictures: Sequence[PianoRoll]) -> tuple[int, int]:
     return max(low - missing // 2, 0), min(high + missing - missing // 2, 128)
 
 
-def pool(levels: np.ndarray, columns: int) -> np.ndarray:
+def pool(pixels: np.ndarray, columns: int) -> np.ndarray:
     """Levels made at most `columns` wide: the brightest of each few steps, so no onset is lost."""
-    factor = -(-levels.shape[1] // columns)
-    padded = np.pad(levels, ((0, 0), (0, -levels.shape[1] % factor)))
-    return padded.reshape(len(levels), -1, factor).max(axis=2)
+    factor = -(-pixels.shape[1] // columns)
+    padded = np.pad(pixels, ((0, 0), (0, -pixels.shape[1] % factor)))
+    return padded.reshape(len(pixels), -1, factor).max(axis=2)
 
 
 # ---------------------------------------------------------------- look
@@ -114,11 +114,11 @@ def figure_of(pictures: PianoRoll | np.ndarray | Sequence,
     for i, (axis, picture) in enumerate(zip(axes, pictures, strict=False)):
         beats = picture.pixels.shape[1] / picture.steps_per_beat
         right = picture.seconds if seconds else beats
-        levels = pool(picture.pixels, int(width_inches / columns * 2 * DPI))
+        pixels = pool(picture.pixels, int(width_inches / columns * 2 * DPI))
         bottom = picture.lowest_pitch - 0.5
-        axis.imshow(levels, COLORS, aspect="auto", origin="lower", vmin=0, vmax=255,
-                    interpolation="nearest" if levels.shape[1] < 200 else "antialiased",
-                    extent=(0, right, bottom, bottom + len(levels)))
+        axis.imshow(pixels, COLORS, aspect="auto", origin="lower", vmin=0, vmax=255,
+                    interpolation="nearest" if pixels.shape[1] < 200 else "antialiased",
+                    extent=(0, right, bottom, bottom + len(pixels)))
         axis.set_facecolor(COLORS(0))
         axis.set(xlim=(0, right), ylim=(low - 0.5, high - 0.5))
         axis.set_yticks(octaves, [f"C{pitch // 12 - 1}" for pitch in octaves])
