@@ -24,7 +24,7 @@ SCALES = {"major": "024579e", "ionian": "024579e", "dorian": "023579t", "phrygia
          "locrian": "013568t", "harmonic minor": "023578e", "melodic minor": "023579e",
          "pentatonic": "02479", "minor pentatonic": "0357t", "blues": "03567t",
          "whole tone": "02468t", "chromatic": "0123456789te"}
-OUTSIDE = 0.05  # weight of the pitches outside a chord: passing notes stay possible
+OUTSIDE = 0.04  # weight of the pitches outside a chord: passing notes stay possible
 
 
 def chord_tones(symbol: str) -> np.ndarray:
