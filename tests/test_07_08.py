@@ -12,7 +12,7 @@ import pytest
 from papermill.exceptions import PapermillExecutionError
 
 from real_midi import ROOT
-from utils import corpus, files, metrics, pianoroll, unet
+from utils import corpus, files, harmony, metrics, pianoroll, unet
 
 # What 07 measures in the small run below. Tolerance: a thousandth of each figure; newer SciPy and
 # NumPy may move the last digits, a changed definition moves more.
@@ -230,7 +230,7 @@ def test_08_shows_its_examples_only_where_no_file_is_given(models, tmp_path):
         said(run("08", tmp_path, run_dir=str(tmp_path), model_dir=str(models), midi_file=midi,
                  **QUICK)) for midi in ("", str(PIECE)))
     rows = re.findall(r"^ +(\d\.\d\d) +(\d\.\d\d) +\d", lesson, re.M)
-    assert [weight for weight, _ in rows] == ["1.00", "0.30", "0.06", "0.00"]
+    assert [weight for weight, _ in rows] == ["1.00", "0.30", f"{harmony.OUTSIDE:.2f}", "0.00"]
     assert rows[-1][1] == "1.00", "with weight 0 there are chord tones alone"
     assert "weight" not in own and "the examples are skipped" in own
 
