@@ -199,7 +199,8 @@ export async function generate(network, config, { samplingSteps, seed, roll, mas
   const free = !known.includes(1) && !onsets && !skip && counts.length;
   const image = free ? random.below(counts.length) : 0;
   const means = free ? [counts[image] / SIZE, config.onset_counts[image] / SIZE] : null;
-  const spread = free ? config.velocity_spreads[image] / 255 : null;
+  const spread = free && config.velocity_spreads.length
+    ? config.velocity_spreads[image] / 255 : null;
   const x_t = random.normal(2 * SIZE);
   if (skip) { // `q_sample`
     x_t.forEach((eps, i) => { x_t[i] = Math.sqrt(a[0]) * clean[i] + Math.sqrt(1 - a[0]) * eps; });

@@ -55,7 +55,7 @@ def main(folder: Path, everything: bool, copies: Path) -> None:
         paths = random.Random(0).sample(corpus.find_midi(folder / name), 50)
         ours = seconds(lambda paths=paths: [pianoroll.read_midi(path) for path in paths])
         peer = seconds(lambda paths=paths: [pretty_midi.PrettyMIDI(str(path)).get_piano_roll()
-                                         for path in paths], times=1)
+                                            for path in paths], repeats=1)
         print(f"{'50 of ' + name:24s} {ours * 20:9.3f} {peer * 20:16.2f} {peer / ours:6.0f}×")
         chosen += paths
         total_ours, total_peer = total_ours + ours, total_peer + peer
