@@ -9,6 +9,8 @@ BIN := $(VENV)/bin
 endif
 READY := $(VENV)/.ready
 PY    := $(BIN)/python
+# Tests in several processes, those of one file in one; each computes on one thread (conftest.py).
+TESTS := $(PY) -m pytest tests -n auto --maxprocesses 4 --dist loadfile
 
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 export PYTHONUTF8 := 1
@@ -43,10 +45,10 @@ lint: $(READY)  ## ruff, notebooks too
 	$(PY) -m ruff check .
 
 unit: $(READY)  ## unit, property, hostile-input, chain and anatomy tests
-	$(PY) -m pytest tests
+	$(TESTS)
 
 quick: $(READY)  ## the fast tests alone, a minute and a half, while you work
-	$(PY) -m pytest tests -m "not slow and not browser" --hypothesis-profile=quick
+	$(TESTS) -m "not slow and not browser" --hypothesis-profile=quick
 
 notebooks-test: $(READY)  ## pytest --nbval, strict, every notebook in a fresh copy of the tree
 	$(PY) tests/nbval_fresh.py

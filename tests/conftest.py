@@ -1,5 +1,6 @@
 """Fixtures that several tests share."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -9,6 +10,9 @@ import pytest
 from real_midi import REAL_MIDI, ROOT
 
 sys.path.insert(0, str(ROOT))
+if "PYTEST_XDIST_WORKER" in os.environ:  # one of several processes: a thread each, not a core each
+    for name in ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
+        os.environ.setdefault(name, "1")
 hypothesis.settings.register_profile("quick", max_examples=10)
 RUN_NOTEBOOKS = {"test_01", "test_02", "test_05_06", "test_07_08", "test_chain", "test_gan",
                  "test_gpu_chain"}

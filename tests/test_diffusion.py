@@ -218,6 +218,17 @@ def test_a_sustain_needs_an_onset_or_the_left_edge():
     assert (diffusion.without_stray_sustains(music) == music).all()
 
 
+def test_a_gap_of_one_pixel_in_a_note_is_filled_where_the_mask_allows_it():
+    h, n = pianoroll.SUSTAIN, 200
+    rolls = np.array([[[n, 0, h, 0, h, h, 0, 0, h, 0], [n, 0, n, 0, 0, h, n, h, 0, h]]], np.uint8)
+    mask = np.ones((2, 10), bool)
+    assert diffusion.without_gaps(rolls, mask)[0].tolist() == [
+        [n, h, h, h, h, h, 0, 0, h, 0], [n, 0, n, 0, 0, h, n, h, h, h]]
+    assert rolls[0, 0, 1] == 0, "the argument is left as it was"
+    mask[:, 8] = mask[0, 1] = False
+    assert diffusion.without_gaps(rolls, mask)[0, :, [1, 3, 8]].tolist() == [[0, 0], [h, 0], [h, 0]]
+
+
 @pytest.mark.parametrize(("sampler", "count", "said"), [
     ("euler", 5, "ddpm, ddim, dpm"), ("ddim", 0, "choose 1 to 10"), ("ddim", 11, "choose 1 to 10")])
 def test_impossible_samplers_and_steps_are_refused_in_one_line(sampler, count, said):

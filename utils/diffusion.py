@@ -198,7 +198,7 @@ def guided(logits: Tensor, pixel_logits: Tensor, guidance: float) -> Tensor:
     """Logits `[B, 2, H, W]` moved further from `pixel_logits` than the network's prediction is.
 
     Autoguidance (Karras et al. 2024, arXiv:2406.02507): a pixel read alone is the worse predictor
-    that we lead away from. Above 1 the notes agree better and vary less. It decides which pixels
+    that we lead away from. Above 1 the notes agree better. It decides which pixels
     are active, not how many: the mean probability of each plane is kept. `generate` guides only
     where the log signal-to-noise ratio is above `GUIDED` (Kynkäänniemi et al. 2024,
     arXiv:2404.07724): where nearly all is noise, guidance would make all pieces alike.
@@ -302,7 +302,8 @@ def generate(network: torch.nn.Module, count: int = 1, sampling_steps: int = SAM
         x_0 = sample(predict, x_t, predict.alpha_bar, sampler, sampling_steps, generator=random,
                      callback=callback, skip=skip)
         found = from_planes(network.planes(x_0).cpu().numpy())
-        rolls.append(without_stray_sustains(np.where(mask, found, roll), mask))
+        found = without_gaps(np.where(mask, found, roll), mask)
+        rolls.append(without_stray_sustains(found, mask))
     return np.concatenate(rolls)
 
 
@@ -384,6 +385,19 @@ def silent_rows(network: torch.nn.Module) -> Tensor:
     A draw in so many pixels would now and then put a note there that no music has.
     """
     return network.prior[:, 1:] < math.log(RAREST)
+
+
+def without_gaps(rolls: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Rolls `uint8 [..., steps]` whose notes have no gap of one pixel: it becomes a sustain.
+
+    In music a sustained pixel follows an active one. Where a network puts one silent pixel between,
+    this one is more likely wrong than all that follow it. Only pixels where `mask`, bool
+    `[pitches, steps]`, is True are changed.
+    """
+    rolls = rolls.copy()
+    before, pixel, after = rolls[..., :-2], rolls[..., 1:-1], rolls[..., 2:]
+    pixel[(before > 0) & (pixel == SILENCE) & (after == SUSTAIN) & mask[:, 1:-1]] = SUSTAIN
+    return rolls
 
 
 def without_stray_sustains(rolls: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:

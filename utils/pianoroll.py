@@ -371,7 +371,7 @@ def tempo_at(picture: PianoRoll, step: int) -> float:
 
 
 def to_midi(picture: PianoRoll, program: int = 0) -> pretty_midi.PrettyMIDI:
-    """A piano roll as MIDI: one track, its first tempo, every note exactly on the grid."""
+    """A piano roll as MIDI: one instrument, its first tempo, every note exactly on the grid."""
     step_s = 60 / picture.tempo_bpm / picture.steps_per_beat
     resolution = picture.steps_per_beat * max(1, 480 // picture.steps_per_beat)
     midi = pretty_midi.PrettyMIDI(resolution=resolution, initial_tempo=picture.tempo_bpm)

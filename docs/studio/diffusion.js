@@ -3,7 +3,7 @@
  * The same seed gives the same music in both: random numbers are those of `torch.Generator`.
  */
 
-import { ONSET, SIZE, WIDTH, fromPlanes, toPlanes, withoutStraySustains }
+import { ONSET, SIZE, WIDTH, fromPlanes, toPlanes, withoutGaps, withoutStraySustains }
   from "./pianoroll.js";
 
 const SETTLED = 0; // log signal-to-noise ratio from which on the number of notes is decided
@@ -220,6 +220,6 @@ export async function generate(network, config, { samplingSteps, seed, roll, mas
     await watch(step, fromPlanes(planes));
     if (!isLast) ddpmStep(x_t, standardise(planes), a[step], a[step + 1], random.normal(2 * SIZE));
   }
-  const found = fromPlanes(planes);
-  return withoutStraySustains(found.map((level, i) => (mask[i] ? level : roll[i])), mask);
+  const found = fromPlanes(planes).map((level, i) => (mask[i] ? level : roll[i]));
+  return withoutStraySustains(withoutGaps(found, mask), mask);
 }

@@ -64,6 +64,15 @@ export function fromPlanes(planes) {
   });
 }
 
+/** Fills gaps of one pixel in the notes, in `mask`. `diffusion.without_gaps` */
+export function withoutGaps(roll, mask) {
+  return roll.map((level, pixel) => {
+    const column = pixel % WIDTH, inside = mask[pixel] && column > 0 && column < WIDTH - 1;
+    const gap = inside && level === SILENCE && roll[pixel - 1] > 0 && roll[pixel + 1] === HELD;
+    return gap ? HELD : level;
+  });
+}
+
 /** Removes sustains in `mask` that no onset leads to. `diffusion.without_stray_sustains` */
 export function withoutStraySustains(roll, mask, edge = false) {
   const tidy = roll.slice();
