@@ -158,7 +158,7 @@ def gallery(song: edit.MidiPiece | None, columns: tuple[int, int],
         start_s = edit.seconds_until(picture, max(columns[0] - LEAD_IN, 0))
         pieces.append((f"{title}, seed {seed}", picture, wav, midi))
         frames.append((start_s, begin, end - begin))
-    show.gallery(pieces, path, f"{title}: what is framed is new")
+    show.gallery(pieces, path, f"{title}: the new notes lie in the frame")
     path.write_text(framed(path.read_text("utf-8"), frames), encoding="utf-8")
 
 

@@ -175,3 +175,11 @@ def test_links_lead_somewhere(name):
 def test_the_notebooks_are_all_there():
     assert [path.name[:2] for path in PATHS] == sorted(PARAMETERS)[: len(PATHS)]
     assert len(PATHS) >= 6
+
+
+def test_the_list_of_modules_in_utils_is_whole_and_each_says_what_it_does():
+    import utils
+
+    listed = re.findall(r"^    (\w+) {2,}\S", utils.__doc__, re.M)
+    assert sorted(listed) == sorted({path.stem for path in (ROOT / "utils").glob("*.py")}
+                                    - {"__init__"})

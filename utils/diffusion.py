@@ -74,11 +74,6 @@ def x_0_from_v(x_t: Tensor, v: Tensor, a: Tensor) -> Tensor:
     return a**0.5 * x_t - (1 - a) ** 0.5 * v
 
 
-def eps_from_v(x_t: Tensor, v: Tensor, a: Tensor) -> Tensor:
-    """The noise that a prediction of v means."""
-    return (1 - a) ** 0.5 * x_t + a**0.5 * v
-
-
 def x_0_from_eps(x_t: Tensor, eps: Tensor, a: Tensor) -> Tensor:
     """The x_0 that a prediction of the noise means. Errors grow as 1 / sqrt(a): needs a > 0."""
     return (x_t - (1 - a) ** 0.5 * eps) / a**0.5
@@ -198,10 +193,10 @@ def guided(logits: Tensor, pixel_logits: Tensor, guidance: float) -> Tensor:
     """Logits `[B, 2, H, W]` moved further from `pixel_logits` than the network's prediction is.
 
     Autoguidance (Karras et al. 2024, arXiv:2406.02507): a pixel read alone is the worse predictor
-    that we lead away from. Above 1 the notes agree better. It decides which pixels
-    are active, not how many: the mean probability of each plane is kept. `generate` guides only
-    where the log signal-to-noise ratio is above `GUIDED` (Kynkäänniemi et al. 2024,
-    arXiv:2404.07724): where nearly all is noise, guidance would make all pieces alike.
+    that we lead away from. Above 1 the notes agree better. It decides which pixels are active, not
+    how many: the mean probability of each plane is kept. `generate` guides only where the log
+    signal-to-noise ratio is above `GUIDED` (Kynkäänniemi et al. 2024, arXiv:2404.07724): where
+    nearly all is noise, guidance would make all pieces alike.
     """
     if guidance == 1:
         return logits

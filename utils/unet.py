@@ -31,7 +31,8 @@ COUNTED = 256  # training images whose notes are counted for `Config`
 RARE = 0.001  # share of the active pixels that may lie below the rows we generate, or above
 SIZES = {
     "tiny": {"widths": (32, 64), "blocks": 1},  # tests
-    "small": {"widths": (96, 192), "blocks": 1},  # two CPU cores, minutes
+    "mini": {"widths": (48, 96), "blocks": 1},  # two CPU cores, minutes
+    "small": {"widths": (96, 192), "blocks": 1},  # half an hour
     "medium": {"widths": (128, 256), "blocks": 1},  # two CPU cores, hours
     "base": {"widths": (256, 512), "blocks": 3},  # a GPU
 }
