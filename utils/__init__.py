@@ -1,4 +1,4 @@
-"""The code that two or more notebooks share.
+"""The code of the notebooks that is not in their cells, with the notebooks that explain it.
 
 What the lesson is about, in the order to read it:
 

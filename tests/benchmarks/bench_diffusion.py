@@ -1,4 +1,4 @@
-"""Training images a second and seconds a sample: notebook 02's network and its peers.
+"""Training images a second and seconds a sample: the network of size `small` and its peers.
 
     python tests/benchmarks/bench_diffusion.py
 
@@ -187,7 +187,7 @@ def main() -> None:
     small = ours("small", arguments.steps, batch, 5 * arguments.repeats)
     print(line_of(small, small), flush=True)
     print(line_of(ours("small", arguments.steps, own, 3 * arguments.repeats), small),
-          f"in batches of {own}, as notebook 02", flush=True)
+          f"in batches of {own}", flush=True)
     peers = [("the original", original, False, 1499),
              ("diffusers' example", example, False, 1000),
              ("diffusers' example, tuned", example, True, 25)]
