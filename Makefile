@@ -16,7 +16,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 export PYTHONUTF8 := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run site music test lint unit notebooks-test gpu-test lab bench sweep refresh clean
+.PHONY: help setup run site music test lint unit quick notebooks-test gpu-test lab bench sweep refresh clean
 
 help:  ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -39,7 +39,7 @@ site: $(READY)  ## docs/index.html: a gallery of what the trained weights genera
 music: $(READY)  ## new music at once, from the trained weights in data/models
 	$(PY) chain.py --run-dir runs/music --only 04 05 06
 
-test: lint unit notebooks-test  ## everything that CI checks
+test: lint unit notebooks-test  ## ruff, all tests, and every notebook
 
 lint: $(READY)  ## ruff, notebooks too
 	$(PY) -m ruff check .
@@ -63,7 +63,7 @@ bench: $(READY)  ## measure speed beside peers, on this machine: runs/bench/benc
 	$(PY) tests/benchmarks/bench.py
 
 sweep: $(READY)  ## a small grid of parameters, two runs at a time, with one table at the end
-	$(PY) chain.py --run-dir runs/sweep --only 01 02 07 --grid seed=0,1 02.train_steps=300,600 02.size=tiny,small
+	$(PY) chain.py --run-dir runs/sweep --only 01 02 07 --grid seed=0,1 02.train_steps=300,600 02.size=mini,small
 
 refresh: $(READY)  ## run the notebooks from scratch and keep their outputs (before a commit)
 	$(PY) tests/nbval_fresh.py --refresh

@@ -5,7 +5,7 @@ every combination of a few values, in a folder for each and with one table at th
 
     python chain.py --run-dir runs/mine --midi-dir ~/midi -p 02.train_steps 5000
     python chain.py --run-dir runs/mine --only 04 05 06
-    python chain.py --run-dir runs/grid --only 01 02 07 --grid seed=0,1 02.size=tiny,small
+    python chain.py --run-dir runs/grid --only 01 02 07 --grid seed=0,1 02.size=mini,small
 
 Relative paths are taken from the repository root. `python chain.py complete song.mid` is
 `complete.py`: new bars for a song, in several takes.
@@ -184,7 +184,7 @@ def one_line(error: Exception) -> str:
 def say_where(run_dir: Path) -> None:
     """Print what lies where after a run."""
     print()
-    for what, pattern in (("pictures", "samples/**/*.png"), ("MIDI", "midi/**/*.mid"),
+    for what, pattern in (("images", "samples/**/*.png"), ("MIDI", "midi/**/*.mid"),
                           ("WAV", "wav/**/*.wav"), ("figures", "figures/*")):
         found = len(list(run_dir.glob(pattern)))
         if found:

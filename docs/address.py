@@ -1,8 +1,8 @@
 """Write the repository's address wherever it stands: python docs/address.py [ADDRESS]
 
-The setup cell of each notebook, the badges of README.md and CITATION.cff get it. Without ADDRESS it
-is the one in README.md, so that a new notebook gets the same setup cell. The setup cell itself is
-`SETUP`, here: a change of it is made here, and written by this script.
+The setup cell of each notebook, the badges and the clone line of README.md and CITATION.cff get it.
+Without ADDRESS it is the one in README.md, so that a new notebook gets the same setup cell. The
+setup cell itself is `SETUP`, here: a change of it is made here, and written by this script.
 """
 
 import re
@@ -36,6 +36,7 @@ os.chdir(root)
 sys.path.insert(0, str(root))'''
 PLACES = (r"(?<=colab\.research\.google\.com/github/)[\w.-]+/[\w.-]+",  # in README.md, CITATION.cff
           r"(?<=https://github\.com/)[\w.-]+/[\w.-]+(?=/actions/workflows/test\.yml)",
+          r"(?<=git clone https://github\.com/)[\w.-]+/[\w.-]+",
           r'(?<=repository-code: "https://github\.com/)[\w.-]+/[\w.-]+')
 
 

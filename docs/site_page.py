@@ -1,8 +1,10 @@
-"""Make the static site, GitHub Pages' `docs` folder: python docs/site_page.py [COUNT]
+"""Make the gallery page of the static site: python docs/site_page.py [COUNT]
 
 `docs/index.html` is a gallery of what the shipped weights generate, COUNT pieces of each model
 (default: 6): look, listen, download the MIDI, without installing anything. The seed is fixed and
-nothing is chosen by hand. It takes about three minutes on a CPU.
+nothing is chosen by hand. It takes about three minutes on a CPU. To look at it and at the studio,
+serve the repository's root folder, with `python3 -m http.server` or GitHub Pages: the studio loads
+`utils/canvas.js`.
 """
 
 import re

@@ -169,8 +169,8 @@ def table(asked: argparse.Namespace) -> list[str]:
         settings |= change
         network = trained(run / f"hop{settings['hop']}", {
             **{key: value for key, value in settings.items() if key != "hop"},
-            "minutes": asked.minutes, "learning_rate": RATE, "size": asked.size, "batch_size": asked.batch_size,
-            "seed": seed})
+            "minutes": asked.minutes, "learning_rate": RATE, "size": asked.size,
+            "batch_size": asked.batch_size, "seed": seed})
         distances = []
         for way in WAYS.values():
             sets = [diffusion.generate(network, count, steps, seed, **way) for seed in seeds]

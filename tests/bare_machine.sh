@@ -33,7 +33,7 @@ mkdir -p "$root/dev/shm" && mount -t tmpfs tmpfs "$root/dev/shm"  # processes sh
 cp /etc/resolv.conf "$root/etc/resolv.conf"
 chroot "$root" useradd --create-home visitor
 mkdir "$root/home/visitor/music"
-tar -C "$here" --exclude=./.git --exclude=./.venv --exclude=./runs --exclude='*__pycache__' -cf - . |
+tar -C "$here" --exclude=./.git --exclude=./.venv --exclude=./.venv-tf --exclude=./runs --exclude='*__pycache__' -cf - . |
     tar -C "$root/home/visitor/music" -xf -
 chroot "$root" chown -R visitor: /home/visitor/music
 

@@ -17,7 +17,7 @@ import nbformat
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).parents[1]
-NOT_COPIED = (".git", ".venv", "runs", "__pycache__", ".*_cache", ".hypothesis",
+NOT_COPIED = (".git", ".venv", ".venv-tf", "runs", "__pycache__", ".*_cache", ".hypothesis",
               ".ipynb_checkpoints")
 
 

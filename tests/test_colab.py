@@ -131,6 +131,8 @@ def test_one_command_writes_the_address_everywhere(tree):
     for path in (tree / "README.md", tree / "CITATION.cff", *(tree / "notebooks").iterdir()):
         text = path.read_text("utf-8")
         assert "some-one/her.copy" in text and before not in text, path.name
+    readme = (tree / "README.md").read_text("utf-8")
+    assert "git clone https://github.com/some-one/her.copy music\n" in readme
     assert address.main([], tree) == 0
     assert address.address_in((tree / "README.md").read_text("utf-8")) == "some-one/her.copy"
 

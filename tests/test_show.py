@@ -70,7 +70,7 @@ def test_a_long_piece_keeps_each_onset_when_it_is_drawn_small():
 
 def test_an_empty_and_a_silent_picture():
     assert show.png_of(show.figure_of(np.zeros((106, 300), dtype=np.uint8)))
-    with pytest.raises(MusicError, match="no pictures"):
+    with pytest.raises(MusicError, match="no piano rolls"):
         show.look([])
 
 

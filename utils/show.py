@@ -1,4 +1,4 @@
-"""Look at pictures of music and hear them, in a notebook. Used by every notebook.
+"""Look at piano rolls and hear them, in a notebook. Used by every notebook.
 
 `look` draws, `listen` plays. Both put small files into the notebook, so it opens offline.
 """
@@ -38,7 +38,7 @@ GALLERY_SECONDS = 900
 
 
 def _colors() -> ListedColormap:
-    """Levels 0…255 as colours: silence near black, held notes dim, onsets bright by velocity."""
+    """Pixel values 0…255 as colours: silence near black, sustain dim, onsets bright by velocity."""
     brightness = np.interp(np.arange(256), [0, 64, 128, 255], [0.03, 0.45, 0.62, 1.0])
     return ListedColormap(matplotlib.colormaps["magma"](brightness), "piano roll")
 
@@ -52,13 +52,13 @@ def as_roll(thing: PianoRoll | np.ndarray) -> PianoRoll:
         return thing
     pixels = np.asarray(thing)
     if pixels.ndim != 2 or pixels.dtype != np.uint8:
-        raise MusicError(f"look and listen take pictures or uint8 arrays [pitches, steps], not "
-                         f"{pixels.dtype} {list(pixels.shape)}; see pianoroll.from_planes")
+        raise MusicError(f"look and listen take piano rolls or uint8 arrays [pitches, steps], "
+                         f"not {pixels.dtype} {list(pixels.shape)}; see pianoroll.from_planes")
     return PianoRoll(pixels, pianoroll.LOWEST_PITCH_OF_ROWS.get(len(pixels), 0))
 
 
 def as_rolls(things: PianoRoll | np.ndarray | Sequence) -> list[PianoRoll]:
-    """One picture, a sequence of them, or an array `uint8 [N, pitches, steps]`, as a list."""
+    """One piano roll, a sequence of them, or an array `uint8 [N, pitches, steps]`, as a list."""
     one = isinstance(things, PianoRoll) or (isinstance(things, np.ndarray) and things.ndim == 2)
     return [as_roll(thing) for thing in ([things] if one else things)]
 
@@ -81,7 +81,7 @@ def active_rows(pictures: Sequence[PianoRoll]) -> tuple[int, int]:
 
 
 def pool(pixels: np.ndarray, columns: int) -> np.ndarray:
-    """Levels made at most `columns` wide: the brightest of each few steps, so no onset is lost."""
+    """Pixels, at most `columns` wide: the brightest of each few steps, so no onset is lost."""
     factor = -(-pixels.shape[1] // columns)
     padded = np.pad(pixels, ((0, 0), (0, -pixels.shape[1] % factor)))
     return padded.reshape(len(pixels), -1, factor).max(axis=2)
@@ -93,14 +93,14 @@ def pool(pixels: np.ndarray, columns: int) -> np.ndarray:
 def figure_of(pictures: PianoRoll | np.ndarray | Sequence,
               titles: str | Sequence[str] | None = None, columns: int = 4, seconds: bool = False,
               width_inches: float = 10.5) -> Figure:
-    """Draw pictures side by side, `columns` in a row, all with the same pitch axis.
+    """Draw piano rolls side by side, `columns` in a row, all with the same pitch axis.
 
     Low notes are at the bottom and each C is labelled. Time runs in beats, or in seconds at the
-    picture's tempo. `titles` is one text or one for each picture; without it, a picture's source.
+    roll's tempo. `titles` is one text or one for each roll; without it, a roll's source.
     """
     pictures = as_rolls(pictures)
     if not pictures:
-        raise MusicError("no pictures to look at; check the folder they should come from")
+        raise MusicError("no piano rolls to look at; check the folder they should come from")
     if titles is None:
         titles = [Path(picture.source).stem for picture in pictures]
     titles = [titles] if isinstance(titles, str) else list(titles)
@@ -137,7 +137,7 @@ def figure_of(pictures: PianoRoll | np.ndarray | Sequence,
 
 
 def png_of(figure: Figure) -> bytes:
-    """A figure as a small PNG: 64 colours are enough for pictures of music."""
+    """A figure as a small PNG: 64 colours are enough for piano rolls."""
     raw, small = io.BytesIO(), io.BytesIO()
     figure.savefig(raw, format="png", dpi=DPI)
     image = PILImage.open(raw).convert("RGB").quantize(64, dither=PILImage.Dither.NONE)
@@ -147,7 +147,7 @@ def png_of(figure: Figure) -> bytes:
 
 def look(pictures: PianoRoll | np.ndarray | Sequence, titles: str | Sequence[str] | None = None,
          columns: int = 4, seconds: bool = False) -> None:
-    """Show one picture or many in the notebook. For what the arguments mean see `figure_of`."""
+    """Show one piano roll or many in the notebook. For what the arguments mean see `figure_of`."""
     pictures = as_rolls(pictures)
     notes = ", ".join(str(int((p.pixels > pianoroll.SUSTAIN).sum())) for p in pictures)
     show_figure(figure_of(pictures, titles, columns, seconds), f"Piano rolls with {notes} notes")
@@ -208,7 +208,7 @@ def denoiser_figure(widths: Sequence[int], rows: int, columns: int = 32) -> Figu
 
 def mp3_of(wav_path: str | Path, longest_s: float = PLAYER_SECONDS) -> bytes:
     """A WAV as mono MP3 of 22.05 kHz, 3 kB a second; past `longest_s` it is faded out."""
-    from utils import audio  # late: to look at pictures takes no synthesizer
+    from utils import audio  # late: to look at piano rolls takes no synthesizer
 
     with soundfile.SoundFile(wav_path) as wav:
         rate_hz = wav.samplerate
@@ -230,11 +230,11 @@ def data_uri(data: bytes, kind: str) -> str:
 
 
 def listen(thing: PianoRoll | np.ndarray | str | Path, title: str = "") -> HTML:
-    """A player for a picture, a MIDI file or a WAV file. It holds its sound as a small MP3.
+    """A player for a piano roll, a MIDI file or a WAV file. It holds its sound as a small MP3.
 
     Music that is silent, or nearly so, gets a line that says it in place of a player.
     """
-    from utils import audio  # late: to look at pictures takes no synthesizer
+    from utils import audio  # late: to look at piano rolls takes no synthesizer
 
     label = html.escape(one_line(title, 80))
     caption = f"<figcaption>{label}</figcaption>" if label else ""
@@ -272,7 +272,7 @@ def seconds_and_steps(picture: PianoRoll) -> list[tuple[float, int]]:
 
 
 def pixels_of(picture: PianoRoll) -> bytes:
-    """A picture as a colour PNG, a pixel for each step, low notes at the bottom, cropped."""
+    """A piano roll as a colour PNG, a pixel for each step, low notes at the bottom, cropped."""
     low, high = active_rows([picture])
     low, high = max(low - picture.lowest_pitch, 0), max(high - picture.lowest_pitch, 1)
     image = PILImage.fromarray(np.ascontiguousarray(picture.pixels[low:high][::-1]), mode="P")
@@ -292,7 +292,7 @@ def gallery(pieces: Iterable[tuple[str, PianoRoll, str | Path, str | Path]], pat
             title: str = "Music through pictures") -> Path:
     """Write one page that opens offline: look at each piece, hear it, download its MIDI.
 
-    `pieces` holds title, picture, WAV file and MIDI file of each.
+    `pieces` holds title, piano roll, WAV file and MIDI file of each.
     """
     articles = []
     for name, picture, wav_path, midi_path in pieces:
