@@ -229,12 +229,12 @@ def run_one(folder: Path, settings: dict, parameters: dict, only: Iterable[str],
 
 
 def table_of(rows: list[dict[str, object]], columns: list[str]) -> str:
-    """Rows as aligned text: numbers with three digits, at most 100 characters in a cell."""
+    """Rows as aligned text: numbers with three digits, at most 300 characters in a cell."""
     def short(value: object) -> str:
         try:
-            return f"{float(str(value)):.3g}" if "." in str(value) else str(value)[:100]
+            return f"{float(str(value)):.3g}" if "." in str(value) else str(value)[:300]
         except ValueError:
-            return str(value)[:100]
+            return str(value)[:300]
     cells = [columns, *([short(row.get(name, "")) for name in columns] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
