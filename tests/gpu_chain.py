@@ -42,7 +42,7 @@ STORED = ROOT / "tests" / "gpu_figures.json"
 RUNS = ROOT / "runs"
 CPU = "a CPU"
 FAILED, NO_GPU, NOTHING_STORED = 2, 3, 4
-DIFFUSION = {"02.size": "base", "02.train_steps": 1500, "02.batch_size": 256,
+DIFFUSION = {"02.size": "base", "02.train_steps": 800, "02.batch_size": 256,
              "02.learning_rate": 5e-4, "02.guidance": 1.5, "07.count": 30}
 SHORT = {"02.size": "small", "02.train_steps": 150, "02.batch_size": 8, "03.minutes": 0.5,
          "07.count": 30}

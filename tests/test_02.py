@@ -375,7 +375,7 @@ def test_what_the_given_weights_never_learned_is_refused_in_one_line(fresh_run, 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
 def test_a_compiled_network_learns_the_same(trained, fresh_run):
-    status, last = finish(start(fresh_run, compiled=True, train_steps=3))
+    status, last = finish(start(fresh_run, compiled=1, train_steps=3))
     assert status == 0, last
     losses = [[row[1] for row in checkpoint(run)["log"][:1]] for run in (trained, fresh_run)]
     np.testing.assert_allclose(*losses, rtol=1e-3)

@@ -42,11 +42,13 @@ def log_snr(alpha_bar: Tensor) -> Tensor:
 
 
 def stratified_timesteps(batch: int, steps: int, generator: torch.Generator | None) -> Tensor:
-    """One random t from each of `batch` equal parts of 0 … steps - 1, int64 `[batch]`.
+    """One random t from each of `batch` equal parts of 0 … steps - 1, int64 `[batch]`, shuffled.
 
     Each t is as likely as if drawn alone, and the loss of a batch varies less (Kingma et al. 2021).
+    The order is random: a batch lists its styles one after another, and each must see every t.
     """
-    where = (torch.arange(batch) + torch.rand(batch, generator=generator)) / batch
+    part = torch.randperm(batch, generator=generator)
+    where = (part + torch.rand(batch, generator=generator)) / batch
     return (where * steps).long().clamp(max=steps - 1)
 
 
@@ -119,7 +121,7 @@ def dpm_solver_step(x_t: Tensor, x_0: Tensor, a_t: float, a_s: float,
 SAMPLERS = ("ddpm", "ddim", "dpm")
 SAMPLING_STEPS = 50
 SETTLED = 0.0  # log signal-to-noise ratio from which on the number of notes is decided
-GUIDED = -5.0  # log signal-to-noise ratio from which on guidance applies
+GUIDED = -5.0  # log signal-to-noise ratio from which on guidance and self-conditioning apply
 RAREST = 5e-5  # a row where an onset is less probable, before anything is seen, stays silent
 LOGIT_LIMIT = 30.0  # a pixel whose log odds lie beyond is certain
 WIDTH = DIFFUSION.steps  # columns that the network sees at once
@@ -305,7 +307,9 @@ def generate(network: torch.nn.Module, count: int = 1, sampling_steps: int = SAM
 class NotePredictor:
     """The `predict_x_0` of `sample` for one batch of piano rolls, with its conditions: `generate`.
 
-    It remembers its last prediction, for self-conditioning (Chen et al. 2022, arXiv:2208.04202).
+    It remembers its last prediction, for self-conditioning (Chen et al. 2022, arXiv:2208.04202),
+    and shows it to the network from log SNR `GUIDED` on. Before that, the last prediction is hardly
+    more than a guess; shown again and again, it would become certain of itself.
     """
 
     def __init__(self, network: torch.nn.Module, roll: np.ndarray, mask: np.ndarray, *, style: str,
@@ -343,10 +347,11 @@ class NotePredictor:
     def __call__(self, x_t: Tensor, t: Tensor) -> Tensor:
         if self.known is not None:
             x_t = torch.where(self.known, self.clean, x_t)
-        style = torch.full_like(t, self.style)
+        style, log_snr = torch.full_like(t, self.style), self.log_snrs[t[0]]
+        x_0_hat = self.x_0_hat if log_snr > GUIDED else None
         with torch.autocast(self.device.type, torch.bfloat16, enabled=fast_bfloat16(self.device)):
-            prediction = self.network(x_t, self.log_snrs[t], self.x_0_hat, self.known, style)
-        logits = self.conditioned(prediction, self.log_snrs[t[0]])
+            prediction = self.network(x_t, self.log_snrs[t], x_0_hat, self.known, style)
+        logits = self.conditioned(prediction, log_snr)
         self.x_0_hat = torch.sigmoid(logits)
         velocity = prediction.velocity
         if self.spread is not None:

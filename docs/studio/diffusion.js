@@ -7,7 +7,7 @@ import { ONSET, SIZE, WIDTH, fromPlanes, toPlanes, withoutGaps, withoutStraySust
   from "./pianoroll.js";
 
 const SETTLED = 0; // log signal-to-noise ratio from which on the number of notes is decided
-const GUIDED = -5; // log signal-to-noise ratio from which on guidance applies
+const GUIDED = -5; // log SNR from which on guidance and self-conditioning apply
 const LOGIT_LIMIT = 30;
 
 const sigmoid = (x) => 1 / (1 + Math.exp(-x));
@@ -205,11 +205,12 @@ export async function generate(network, config, { samplingSteps, seed, roll, mas
   if (skip) { // `q_sample`
     x_t.forEach((eps, i) => { x_t[i] = Math.sqrt(a[0]) * clean[i] + Math.sqrt(1 - a[0]) * eps; });
   }
-  let x_0_hat = new Float32Array(2 * SIZE), planes = null;
+  const nothing = new Float32Array(2 * SIZE);
+  let x_0_hat = nothing, planes = null;
   for (const step of times.keys()) {
     x_t.forEach((_, i) => { if (known[i % SIZE]) x_t[i] = clean[i]; });
     const logSnr = logit(a[step]);
-    const prediction = await network(x_t, logSnr, x_0_hat, known);
+    const prediction = await network(x_t, logSnr, logSnr > GUIDED ? x_0_hat : nothing, known);
     const logits = conditioned(prediction, logSnr,
       { guidance: config.guidance, mask, silent: config.silent_rows, pitchWeights, onsets, means });
     x_0_hat = logits.map(sigmoid);
