@@ -230,7 +230,7 @@ def same_pixels(ours, theirs):
 
 
 CONDITIONS = [
-    {}, {"selection": {"begin": 32, "end": 96, "low": 40, "high": 90}, "density": 12, "seed": 7},
+    {}, {"selection": {"begin": 32, "end": 96, "low": 40, "high": 90}, "density": 12, "seed": 20},
     {"chords": "C Am F,G C", "scale": "C major", "keep": [], "seed": 2**32 - 1},
     {"vary": [[at, 4, 60 + at % 12, 80, 1] for at in range(0, 128, 4)], "strength": 0.6,
      "left": 16, "lines": list(range(0, 400, 12))}]

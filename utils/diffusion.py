@@ -121,7 +121,7 @@ def dpm_solver_step(x_t: Tensor, x_0: Tensor, a_t: float, a_s: float,
 SAMPLERS = ("ddpm", "ddim", "dpm")
 SAMPLING_STEPS = 50
 SETTLED = 0.0  # log signal-to-noise ratio from which on the number of notes is decided
-GUIDED = -5.0  # log signal-to-noise ratio from which on guidance and self-conditioning apply
+GUIDED = -4.0  # log signal-to-noise ratio from which on guidance and self-conditioning apply
 RAREST = 5e-5  # a row where an onset is less probable, before anything is seen, stays silent
 LOGIT_LIMIT = 30.0  # a pixel whose log odds lie beyond is certain
 WIDTH = DIFFUSION.steps  # columns that the network sees at once

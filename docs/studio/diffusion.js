@@ -7,7 +7,7 @@ import { ONSET, SIZE, WIDTH, fromPlanes, toPlanes, withoutGaps, withoutStraySust
   from "./pianoroll.js";
 
 const SETTLED = 0; // log signal-to-noise ratio from which on the number of notes is decided
-const GUIDED = -5; // log SNR from which on guidance and self-conditioning apply
+const GUIDED = -4; // log SNR from which on guidance and self-conditioning apply
 const LOGIT_LIMIT = 30;
 
 const sigmoid = (x) => 1 / (1 + Math.exp(-x));
