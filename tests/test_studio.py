@@ -43,6 +43,7 @@ REQUEST = {"keep": [[0, 4, 60, 80, 0], [40, 8, 64, 90, 0], [-4, 10, 50, 70, 0]],
 @pytest.fixture(scope="module")
 def tiny():
     """An untrained network that generates more than silence, all of its parts at work."""
+    torch.manual_seed(0)
     levels = pianoroll.roll_of(np.array([[0, 4, 60, 80], [8, 4, 64, 90]]), 128, 128)[None]
     new = unet.new(levels, "tiny")
     new.prior.fill_(-2)
@@ -230,7 +231,7 @@ def same_pixels(ours, theirs):
 
 
 CONDITIONS = [
-    {}, {"selection": {"begin": 32, "end": 96, "low": 40, "high": 90}, "density": 12, "seed": 20},
+    {}, {"selection": {"begin": 32, "end": 96, "low": 40, "high": 90}, "density": 12, "seed": 21},
     {"chords": "C Am F,G C", "scale": "C major", "keep": [], "seed": 2**32 - 1},
     {"vary": [[at, 4, 60 + at % 12, 80, 1] for at in range(0, 128, 4)], "strength": 0.6,
      "left": 16, "lines": list(range(0, 400, 12))}]
