@@ -97,6 +97,19 @@ def test_some_rectangle_is_known_or_masked(masks):
     assert torch.equal(inside, inside.any(dim=2, keepdim=True) & inside.any(dim=1, keepdim=True))
 
 
+@pytest.mark.parametrize("share", [0.0, 0.03, 0.06, 0.5])
+@pytest.mark.parametrize("size", [1, 8])
+def test_the_share_of_images_that_are_predicted_twice_is_as_asked(share, size):
+    here = {"batch_size": size, "self_conditioning": share, "seed": 3, "transpose": 6,
+            "masked": 0.0, "alpha_bar": torch.zeros(10), "labels": torch.ones(size).long()}
+    notebook = definitions("batch_of", "transposed", torch=torch, diffusion=diffusion,
+                           known_pixels=lambda *_: None, **here)
+    rolls = torch.zeros(size, 128, 128, dtype=torch.uint8)
+    twice = torch.stack([notebook.batch_of(rolls, step, "cpu")[4] for step in range(200)])
+    assert twice.float().mean() == pytest.approx(share, abs=0.5 / size / 100)
+    assert share == 0 or size == 1 or twice.any(dim=0).all(), "wherever an image stands"
+
+
 def test_a_third_of_the_images_have_known_pixels_of_every_shape(masks, some_roll):
     rolls = torch.from_numpy(some_roll).expand(1500, -1, -1)
     known = masks.known_pixels(rolls, generator(), 0.35)

@@ -237,6 +237,11 @@ CONDITIONS = [
      "left": 16, "lines": list(range(0, 400, 12))}]
 
 
+def test_guidance_begins_at_the_noise_level_of_python():
+    script = (ROOT / "docs" / "studio" / "diffusion.js").read_text(encoding="utf-8")
+    assert f"const GUIDED = {diffusion.GUIDED:.0f};" in script
+
+
 @pytest.mark.browser
 @pytest.mark.parametrize("weights", ["tiny", "shipped"])
 def test_the_same_seed_gives_the_same_music_as_in_python(driver, server, origin, tiny, tmp_path,

@@ -308,8 +308,8 @@ class NotePredictor:
     """The `predict_x_0` of `sample` for one batch of piano rolls, with its conditions: `generate`.
 
     It remembers its last prediction, for self-conditioning (Chen et al. 2022, arXiv:2208.04202),
-    and shows it to the network from log SNR `GUIDED` on. Before that, the last prediction is hardly
-    more than a guess; shown again and again, it would become certain of itself.
+    and shows it to the network from log SNR `GUIDED` on. Before that, the last prediction is too
+    uncertain: fed back at each step, its errors would grow.
     """
 
     def __init__(self, network: torch.nn.Module, roll: np.ndarray, mask: np.ndarray, *, style: str,
