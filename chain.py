@@ -31,22 +31,15 @@ from tqdm import tqdm
 from utils.files import MusicError, as_kind, write_table
 
 ROOT = Path(__file__).parent.resolve()
-PATHS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
-NOTEBOOKS = {path.name[:2]: path for path in PATHS}
-CELL_MINUTES = 120  # the most that a cell may take, beyond the minutes that a training was given
-QUIET = ["--IPKernelApp.log_level=40"]  # no warning on how a kernel of our own is reached
-RESULTS = ("set", "frechet", "frechet_error", "overlap", "diversity", "memorised_share")  # of 07
+NOTEBOOKS = {path.name[:2]: path for path in
+             sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))}
+CELL_MINUTES = 120  # the most that a cell may take, beyond the minutes that a training is given
+RESULTS = ("frechet", "frechet_error", "overlap", "diversity", "memorised_share")  # of 07
 
 
-# ---------------------------------------------------------------- what is asked for
-
-
-def chosen(only: Iterable[str | int] = ()) -> list[str]:
-    """The numbers of the notebooks to run, in order; all of them where `only` is empty.
-
-    4 means 04. Raises `MusicError` for a number that no notebook has.
-    """
-    numbers = sorted({str(number).zfill(2) for number in only} or NOTEBOOKS)
+def chosen(only: Iterable[str] = ()) -> list[str]:
+    """The numbers of the notebooks to run, in order; all where `only` is empty. 4 means 04."""
+    numbers = sorted({number.zfill(2) for number in only} or NOTEBOOKS)
     for number in numbers:
         if number not in NOTEBOOKS:
             raise MusicError(f"there is no notebook {number}; choose from {' '.join(NOTEBOOKS)}")
@@ -65,41 +58,29 @@ def parameters_of(given: dict[str, object], numbers: list[str]) -> dict[str, dic
     A name such as `02.seed` is for notebook 02 alone, and comes before `seed`. Raises `MusicError`
     for a name that none of these notebooks has and for a value of another kind.
     """
-    result = {number: {} for number in numbers}
     known = {number: declared(number) for number in NOTEBOOKS}
+    result = {number: {} for number in numbers}
     for full_name, value in sorted(given.items(), key=lambda item: "." in item[0]):
         number, _, name = full_name.rpartition(".")
+        asked = chosen([number] if number else ())
+        owners = [one for one in asked if name in known[one]]
         if name == "run_dir":
             raise MusicError("run_dir: give it as --run-dir")
-        asked = chosen([number]) if number else list(NOTEBOOKS)
-        owners = [one for one in asked if name in known[one]]
         if not owners:
-            names = {name for one in asked for name in known[one]}
-            meant = difflib.get_close_matches(name, names, n=1)
+            meant = difflib.get_close_matches(name, {n for one in asked for n in known[one]}, 1)
             raise MusicError(f"{full_name}: no such parameter; " + (
                 f"did you mean {meant[0]}?" if meant else "notebooks list theirs near their top"))
         if not set(owners) & set(numbers):
-            raise MusicError(f"{full_name}: a parameter of {' '.join(owners)}, and --only leaves "
-                             "that out")
+            raise MusicError(
+                f"{full_name}: a parameter of {' '.join(owners)}, and --only leaves that out")
         for one in set(owners) & set(numbers):
             result[one][name] = as_kind(full_name, value, known[one][name])
     return result
 
 
-def without_tensorflow() -> bool:
-    """Whether TensorFlow is missing: then 03 is left out, and the GAN's part of 04 and 07."""
-    try:
-        return importlib.util.find_spec("tensorflow") is None
-    except (ImportError, ValueError):
-        return True
-
-
 def runnable(numbers: list[str]) -> list[str]:
-    """Those of the notebooks that can run here: without 03 where TensorFlow is missing.
-
-    Raises `MusicError` where 03 is the only one.
-    """
-    if "03" not in numbers or not without_tensorflow():
+    """Those of the notebooks that can run here: without 03 where TensorFlow is missing."""
+    if "03" not in numbers or importlib.util.find_spec("tensorflow"):
         return numbers
     if numbers == ["03"]:
         raise MusicError("03 needs TensorFlow: pip install -r requirements.txt, or on a machine "
@@ -120,19 +101,14 @@ def grid_of(wishes: Iterable[str]) -> list[dict[str, str]]:
     return [dict(zip(values, choice, strict=True)) for choice in choices]
 
 
-# ---------------------------------------------------------------- one run
-
-
 def run_chain(run_dir: str | Path, parameters: dict | None = None, only: Iterable[str] = (),
-              live: bool = True, cell_minutes: float | None = None) -> None:
+              live: bool = True) -> None:
     """Run the notebooks in order, each with its own of `parameters` (see `parameters_of`).
 
     The executed notebooks are kept in `run_dir/notebooks`. With `live`, their output appears as
-    it comes. A run that trains a model also loads models from itself. A cell may take
-    `cell_minutes` (0: any time; None: two hours more than the training was given). 03 is left out,
-    with one line, where TensorFlow is missing. Raises `PapermillExecutionError` where a cell fails,
-    `MusicError` where it takes too long or the kernel dies, or for parameters that are not the
-    notebooks' own.
+    it comes. A run that trains a model also loads models from itself. Raises
+    `PapermillExecutionError` where a cell fails, `MusicError` where it takes too long or the kernel
+    dies, or for parameters that are not the notebooks' own.
     """
     numbers, run_dir = chosen(only), Path(run_dir).expanduser()
     own = parameters_of(parameters or {}, numbers)
@@ -142,36 +118,30 @@ def run_chain(run_dir: str | Path, parameters: dict | None = None, only: Iterabl
     usual = {"run_dir": str(run_dir)}
     if {"02", "03"} & set(numbers):
         usual["model_dir"] = str(run_dir / "models")
+    streams = {"stdout_file": sys.stdout, "stderr_file": sys.stderr} if live else {}
     for place, number in enumerate(numbers, 1):
         path = NOTEBOOKS[number]
         output = ROOT / run_dir / "notebooks" / path.name
         output.parent.mkdir(parents=True, exist_ok=True)
         values = {name: usual[name] for name in usual if name in declared(number)} | own[number]
-        limit_s = cell_limit_s(values, cell_minutes)
+        minutes = CELL_MINUTES + values.get("minutes", 0)
+        limit_s = None if values.get("train_steps") else int(60 * minutes)
         if live:
             print(f"\n[{place}/{len(numbers)}] {path.stem}", flush=True)
         start_s = time.perf_counter()
         try:
             papermill.execute_notebook(
                 path, output, values, cwd=ROOT, progress_bar=False, execution_timeout=limit_s,
-                iopub_timeout=60, extra_arguments=QUIET, stdout_file=sys.stdout if live else None,
-                stderr_file=sys.stderr if live else None)
+                iopub_timeout=60, **streams,
+                extra_arguments=["--IPKernelApp.log_level=40"])  # no warning on its transport
         except CellTimeoutError:
-            raise MusicError(f"{path.stem}: a cell took longer than {(limit_s or 60) / 60:g} "
-                             "minutes; run it again, or give more with --cell-minutes") from None
+            raise MusicError(f"{path.stem}: a cell took longer than {minutes:g} minutes; run it "
+                             "again, or in JupyterLab, where no time is set") from None
         except DeadKernelError:
             raise MusicError(f"{path.stem}: its process ended, most likely because memory ran out; "
                              "free some, or choose smaller parameters") from None
         if live:
             print(f"{path.stem} took {time.perf_counter() - start_s:.0f} s", flush=True)
-
-
-def cell_limit_s(values: dict, cell_minutes: float | None) -> int | None:
-    """Seconds that a cell may take; None is any time: so for a training of so many steps."""
-    if cell_minutes is None:
-        steps, minutes = values.get("train_steps"), values.get("minutes", 0)
-        cell_minutes = 0 if steps else CELL_MINUTES + minutes
-    return int(60 * cell_minutes) or None
 
 
 def one_line(error: Exception) -> str:
@@ -181,67 +151,39 @@ def one_line(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def say_where(run_dir: Path) -> None:
-    """Print what lies where after a run."""
-    print()
-    for what, pattern in (("images", "samples/**/*.png"), ("MIDI", "midi/**/*.mid"),
-                          ("WAV", "wav/**/*.wav"), ("figures", "figures/*")):
-        found = len(list(run_dir.glob(pattern)))
-        if found:
-            print(f"{found:5d} {what:9} {run_dir / pattern.split('/')[0]}")
-    if (run_dir / "gallery.html").is_file():
-        print(f"      look and listen: open {run_dir / 'gallery.html'} in a browser")
-
-
-# ---------------------------------------------------------------- a grid of runs
-
-
-def run_grid(run_dir: Path, grid: list[dict], parameters: dict, only: Iterable[str], jobs: int,
-             cell_minutes: float | None) -> bool:
+def run_grid(run_dir: Path, grid: list[dict], parameters: dict, only: Iterable[str],
+             jobs: int) -> bool:
     """Run each combination in `run_dir/01`, `run_dir/02`…, `jobs` at a time, each in its own
     process. Prints one table and writes it to `run_dir/grid.csv`; whether all runs went well."""
     runs = joblib.Parallel(n_jobs=jobs, return_as="generator")(
-        joblib.delayed(run_one)(run_dir / f"{number:02d}", settings, parameters, only, cell_minutes)
+        joblib.delayed(run_one)(run_dir / f"{number:02d}", settings, parameters, only)
         for number, settings in enumerate(grid, 1))
     rows = [row for run in tqdm(runs, "grid", len(grid), unit="run") for row in run]
-    columns = ["run", *grid[0], "seconds", *RESULTS, "error"]
-    columns = [name for name in columns if any(name in row for row in rows)]
-    write_table(run_dir / "grid.csv", columns, [[row.get(c, "") for c in columns] for row in rows])
-    print(table_of(rows, columns))
+    columns = [name for name in ("run", *grid[0], "seconds", "set", *RESULTS, "error")
+               if any(name in row for row in rows)]
+    cells = [columns, *([str(row.get(name, "")) for name in columns] for row in rows)]
+    write_table(run_dir / "grid.csv", columns, cells[1:])
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for line in cells:
+        print("  ".join(map(str.rjust, line, widths)))
     print(f"\n{run_dir / 'grid.csv'}; each run in its folder beside it")
-    return not any("error" in row for row in rows)
+    return "error" not in columns
 
 
-def run_one(folder: Path, settings: dict, parameters: dict, only: Iterable[str],
-            cell_minutes: float | None) -> list[dict[str, object]]:
+def run_one(folder: Path, settings: dict, parameters: dict,
+            only: Iterable[str]) -> list[dict[str, object]]:
     """One run of a grid: a row for each model that notebook 07 measured, or one with the error."""
     start_s, row = time.perf_counter(), {"run": folder.name} | settings
     try:
-        run_chain(folder, parameters | settings, only, False, cell_minutes)
+        run_chain(folder, parameters | settings, only, live=False)
     except Exception as error:  # whatever it is, the other runs go on
-        return [row | {"error": one_line(error)}]
+        return [row | {"error": one_line(error)[:300]}]
     row["seconds"] = round(time.perf_counter() - start_s)
     if "07" not in chosen(only):
         return [row]
     with (folder / "report" / "metrics.csv").open(encoding="utf-8", newline="") as file:
-        measured = [line for line in csv.DictReader(file) if line["set"] in ("diffusion", "gan")]
-    return [row | {name: line[name] for name in RESULTS} for line in measured]
-
-
-def table_of(rows: list[dict[str, object]], columns: list[str]) -> str:
-    """Rows as aligned text: numbers with three digits, at most 300 characters in a cell."""
-    def short(value: object) -> str:
-        try:
-            return f"{float(str(value)):.3g}" if "." in str(value) else str(value)[:300]
-        except ValueError:
-            return str(value)[:300]
-    cells = [columns, *([short(row.get(name, "")) for name in columns] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True))
-                     for line in cells)
-
-
-# ---------------------------------------------------------------- the command line
+        return [row | {"set": line["set"]} | {name: round(float(line[name]), 4) for name in RESULTS}
+                for line in csv.DictReader(file) if line["set"] in ("diffusion", "gan")]
 
 
 def main() -> int:
@@ -251,8 +193,7 @@ def main() -> int:
 
         return complete.main(sys.argv[2:])
     parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0], epilog="python chain.py complete song.mid: new bars "
-        "for a song, in several takes; python chain.py complete --help")
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run-dir", default="runs/default", help="where everything goes")
     parser.add_argument("--midi-dir", help="a folder or a collection's name, for notebook 01")
     parser.add_argument("--only", nargs="+", default=(), metavar="NN",
@@ -262,8 +203,6 @@ def main() -> int:
     parser.add_argument("--grid", nargs="+", action="extend", metavar="NAME=VALUE,VALUE",
                         help="run every combination, each in a folder of its own below run-dir")
     parser.add_argument("--jobs", type=int, default=2, help="runs of a grid at a time")
-    parser.add_argument("--cell-minutes", type=float, metavar="M",
-                        help="the most that one cell may take; 0: any time")
     asked = parser.parse_args()
     for stream in (sys.stdout, sys.stderr):  # a pipe on Windows cannot take every character
         stream.reconfigure(errors="replace")
@@ -279,13 +218,15 @@ def main() -> int:
     if Path.cwd() != ROOT:
         print(f"relative paths are taken from {ROOT}")
     if asked.grid:
-        return 1 - run_grid(run_dir, grid, parameters, asked.only, asked.jobs, asked.cell_minutes)
+        return 1 - run_grid(run_dir, grid, parameters, asked.only, asked.jobs)
     try:
-        run_chain(asked.run_dir, parameters, asked.only, cell_minutes=asked.cell_minutes)
+        run_chain(asked.run_dir, parameters, asked.only)
     except (PapermillExecutionError, MusicError) as error:
         print(f"\n{one_line(error)}", file=sys.stderr)
         return 1
-    say_where(run_dir)
+    print(f"\neverything is in {run_dir}")
+    if (run_dir / "gallery.html").is_file():
+        print(f"look and listen: open {run_dir / 'gallery.html'} in a browser")
     return 0
 
 

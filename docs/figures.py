@@ -22,8 +22,7 @@ sys.path.insert(0, str(ROOT))
 
 from utils import diffusion, pianoroll, show, unet
 
-FILMS = ("latent_walk.gif",)
-SHOWN = 3
+SHOWN = 3  # pieces of each model
 FILE, NOTEBOOK = "#f1ece2", "#cfe3f5"  # fills of the boxes in the diagram of the chain
 BOXES = {  # name: centre x, centre y, text, fill
     "midi in": (0, 2, "MIDI files", FILE),
@@ -129,7 +128,7 @@ def format_diagram() -> Path:
         value = int(roll[row, column])
         axes.text(column, row, value, ha="center", va="center", fontsize=9,
                   color="black" if value > 128 else "#dddddd" if value else "#666666")
-    axes.set_xticks(range(12), [str(step) for step in range(12)])
+    axes.set_xticks(range(12))
     axes.set_yticks(range(8), [f"row {row}: pitch {58 + row}" for row in range(8)])
     axes.set_xticks(np.arange(12) - 0.5, minor=True)
     axes.set_yticks(np.arange(8) - 0.5, minor=True)
@@ -175,9 +174,7 @@ def from_runs(music: str, *trained: str) -> list[Path]:
     for completed in sorted((Path(music) / "midi" / "complete").glob("*_infill_*.png"))[:1]:
         made.append(Path(shutil.copy(completed, ROOT / "docs" / "completed.png")))
     for folder in trained:
-        for film in FILMS:
-            if (Path(folder) / "figures" / film).is_file():
-                made.append(Path(shutil.copy(Path(folder) / "figures" / film, ROOT / "docs")))
+        made.append(Path(shutil.copy(Path(folder) / "figures" / "latent_walk.gif", ROOT / "docs")))
     return made
 
 

@@ -25,7 +25,6 @@ from utils import canvas, unet
 PHRASE = [(0, 4, 64), (4, 4, 67), (8, 6, 72), (14, 2, 71), (16, 4, 69), (20, 4, 67), (24, 8, 64)]
 BOX = {"begin": 0, "end": 64, "low": 45, "high": 62}
 WIDTH, HEIGHT, COLORS = 860, 560, 64
-SHORT_MS, LONG_MS = 110, 1600
 CHORDS, DENSITY, SEED = "C Am F G", 10, 4
 TOP = 76  # the highest pitch that is seen
 
@@ -37,7 +36,7 @@ class Film:
         self.roll, self.frames, self.times = roll, [], []
 
     def shoot(self, cell: tuple[float, float] | None = None, pressed: bool = True,
-              milliseconds: int = SHORT_MS) -> None:
+              milliseconds: int = 110) -> None:
         """One frame; `cell` is the column and pitch where the mouse is."""
         png = self.roll.driver.find_element("css selector", ".roll-root").screenshot_as_png
         frame = Image.open(io.BytesIO(png)).convert("RGB")
@@ -60,10 +59,8 @@ class Film:
             self.shoot(tuple(map(round, cell)))
             if part < parts:
                 self.roll.js("document.activeElement.blur()")
-                self.roll.click("undo") if self.is_drawing() else None
-
-    def is_drawing(self) -> bool:
-        return self.roll.js("return canvas.grid.dataset.tool") == "draw"
+                if self.roll.js("return canvas.grid.dataset.tool") == "draw":
+                    self.roll.click("undo")
 
     def save(self, path: Path) -> None:
         """Write an animated GIF; all frames share the colours of the last ones."""
@@ -114,10 +111,10 @@ def main() -> None:
             film.shoot(milliseconds=200)
         driver.execute_script("return window.step()")
         until(lambda: roll.status().endswith("keep or reject."), 10)
-        film.shoot(milliseconds=LONG_MS)
+        film.shoot(milliseconds=1600)
         roll.click("keep")
         roll.click("draw")
-        film.shoot(milliseconds=LONG_MS)
+        film.shoot(milliseconds=1600)
         server.shutdown()
     path = ROOT / "docs" / "canvas.gif"
     film.save(path)

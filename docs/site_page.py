@@ -13,7 +13,9 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
+
+import address
 
 import chain
 from utils import pianoroll, show
@@ -48,18 +50,15 @@ def introduced(page: str, links: list[tuple[str, str]]) -> str:
 
 def links_of(docs: Path) -> list[tuple[str, str]]:
     """Where the page leads to: the studio where it is there, and the repository."""
-    sys.path.insert(0, str(ROOT / "docs"))
-    import address
-
     owner = address.address_in((ROOT / "README.md").read_text(encoding="utf-8"))
     studio = [("Compose in your browser", STUDIO)] if (docs / STUDIO).is_file() else []
     return [*studio, ("The project and its notebooks", f"https://github.com/{owner}")]
 
 
-def main(count: int = 6, page: Path = PAGE, **parameters: object) -> Path:
-    """Generate, render and write the page; `parameters` are more of 04's."""
+def main(count: int = 6, page: Path = PAGE) -> Path:
+    """Generate, render and write the page."""
     with tempfile.TemporaryDirectory() as folder:
-        chain.run_chain(folder, {"04.count": count} | parameters, only=["04", "05", "06"])
+        chain.run_chain(folder, {"04.count": count}, only=["04", "05", "06"])
         show.gallery(pieces(Path(folder)), page, TITLE)
     page.write_text(introduced(page.read_text("utf-8"), links_of(page.parent)), encoding="utf-8")
     (page.parent / ".nojekyll").touch()  # GitHub Pages serves the files as they are

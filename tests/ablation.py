@@ -13,23 +13,23 @@ about half a minute on two cores.
 import argparse
 import copy
 import dataclasses
+import os
 import sys
-import tempfile
 from pathlib import Path
 
-import nbformat
 import numpy as np
-import papermill
 import torch
 from torch.nn import functional as F
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+import notebook_code
+
 from utils import corpus, diffusion, files, metrics, pianoroll, training, unet
 
+RUN = ROOT / "runs" / "ablation"
 NOTEBOOK = ROOT / "notebooks" / "02_train_diffusion.ipynb"
-PUBLISHED = "published recipe: squared error on the noise"
-PLAIN = {"transpose": 0, "ema_span": 0.0, "self_conditioning": 0.0, "masked": 0.0}
+PLAIN = {"transpose": 0, "ema_span": 0.0, "self_conditioning": 0.0, "masked": 0.0, "hop": 8}
 ROWS = {  # each with what the row above has; what is tried later is the last to be added
     "probabilities, per-pixel posterior, shifted schedule": {},
     "+ transposition": {"transpose": 6},
@@ -44,43 +44,33 @@ WAYS = {  # to generate
     "drawn": {"guidance": 1.0},
     "guided": {"guidance": 2.2},
 }
-RATE = 0.003  # the learning rate of every row
+RATE, BATCH_SIZE = 0.003, 8  # of every row
 PARTS = 3  # sets of samples, each with a seed of its own: their differences give the error
 
 
-def training_cells() -> nbformat.NotebookNode:
-    """Notebook 02 as far as it trains and saves, without what it only demonstrates."""
-    notebook = nbformat.read(NOTEBOOK, 4)
-    cells = [cell for cell in notebook.cells
-             if cell.cell_type == "code" and "demo" not in cell.metadata.get("tags", [])]
-    last = next(i for i, cell in enumerate(cells) if "unet.save(" in cell.source)
-    notebook.cells = cells[: last + 1]
-    return notebook
-
-
 def trained(run: Path, parameters: dict) -> unet.UNet:
-    """The network that notebook 02 trains in the folder `run`, with these parameters."""
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder, "source.ipynb")
-        nbformat.write(training_cells(), source)
-        papermill.execute_notebook(source, Path(folder, "out.ipynb"), cwd=ROOT, progress_bar=False,
-                                   parameters={"run_dir": str(run)} | parameters)
+    """The network that notebook 02 trains in the folder `run`, without what it only shows."""
+    process = notebook_code.start(NOTEBOOK, run, "unet.save(", {"run_dir": str(run)} | parameters,
+                                  skipped=lambda cell: "demo" in cell.metadata.get("tags", []))
+    output, _ = process.communicate()
+    if process.returncode:
+        raise files.MusicError(output.strip().splitlines()[-1])
     return unet.load(run / "models" / "diffusion.safetensors")
 
 
-def published(rolls: np.ndarray, minutes: float, size: str, batch_size: int, seed: int
-              ) -> tuple[unet.UNet, torch.Tensor]:
+def published(rolls: np.ndarray, minutes: float, size: str) -> tuple[unet.UNet, torch.Tensor]:
     """A network that predicts the noise, and its schedule: DDPM's loss, cosine schedule, EMA."""
-    torch.manual_seed(seed)
-    network = unet.UNet(dataclasses.replace(unet.config_for(rolls, size, 0), noise_shift=0.0))
+    torch.manual_seed(0)
+    network = unet.new(rolls, size, 0)
+    network.config = dataclasses.replace(network.config, noise_shift=0.0)
     x = network.standardise(torch.from_numpy(pianoroll.to_planes(rolls)))
     alpha_bar = network.schedule()
     optimizer = torch.optim.AdamW(network.parameters(), RATE, betas=(0.9, 0.99))
     fast = diffusion.fast_bfloat16("cpu")
 
     def gradients() -> None:
-        x_0 = x[torch.randint(len(x), (batch_size,))]
-        t = diffusion.stratified_timesteps(batch_size, len(alpha_bar), None)
+        x_0 = x[torch.randint(len(x), (BATCH_SIZE,))]
+        t = diffusion.stratified_timesteps(BATCH_SIZE, len(alpha_bar), None)
         eps = torch.randn(x_0.shape)
         x_t = diffusion.q_sample(x_0, eps, diffusion.at(alpha_bar, t, x_0))
         with torch.autocast("cpu", torch.bfloat16, enabled=fast):
@@ -129,54 +119,46 @@ def sample_published(network: unet.UNet, alpha_bar: torch.Tensor, count: int, st
     return diffusion.without_stray_sustains(rolls)
 
 
-def measured(sets: list[np.ndarray], valid: np.ndarray) -> tuple[float, float, dict[str, float]]:
-    """Mean Fréchet distance of some sets, its standard error, and other figures of all."""
-    real = metrics.features(valid, 0)
-    tables = [metrics.features(rolls, 0) for rolls in sets]
-    distances = [metrics.frechet(real, table) for table in tables]
-    error = np.std(distances, ddof=1) / len(sets) ** 0.5
-    return float(np.mean(distances)), float(error), metrics.compare(real, np.concatenate(tables))
+def row(name: str, sets: list[list[np.ndarray]], valid: np.ndarray, learned: np.ndarray) -> str:
+    """A row of the table: the mean Fréchet distance of the sets of each way to generate, with its
+    standard error; overlap, diversity and memorised share of the last sets."""
+    real, cells = metrics.features(valid, 0), ["", name]
+    for some in sets:
+        distances = [metrics.frechet(real, metrics.features(rolls, 0)) for rolls in some]
+        cells.append(f"{np.mean(distances):.1f}" if some else "")
+        if len(some) > 1:
+            cells[-1] += f" ± {np.std(distances, ddof=1) / len(some) ** 0.5:.1f}"
+    rolls = np.concatenate(next(some for some in reversed(sets) if some))
+    other = metrics.compare(real, metrics.features(rolls, 0))
+    copied = metrics.memorised_share(metrics.nearest(rolls, learned)[0],
+                                     metrics.nearest(valid, learned)[0])
+    cells += [f"{other['overlap']:.2f}", f"{other['diversity']:.1f}", f"{copied:.2f}", ""]
+    line = " | ".join(cells).strip()
+    print(line, flush=True)
+    return line
 
 
 def table(asked: argparse.Namespace) -> list[str]:
     """The rows of the table, in Markdown; each is printed as it is done."""
-    run, count, seed, steps, rows = (asked.run_dir, asked.count, asked.seed, asked.sampling_steps,
-                                     [])
-
-    def add(name: str, distances: list[str], other: dict[str, float], training_rolls: np.ndarray,
-            rolls: np.ndarray) -> None:
-        copied = metrics.memorised_share(metrics.nearest(rolls, training_rolls)[0],
-                                         metrics.nearest(valid, training_rolls)[0])
-        figures = [f"{other['overlap']:.2f}", f"{other['diversity']:.1f}", f"{copied:.2f}"]
-        rows.append(" | ".join(["", name, *distances, *figures, ""]).strip())
-        print(rows[-1], flush=True)
-
-    settings = PLAIN | {"hop": 8}
+    count, steps, settings = asked.count, asked.sampling_steps, dict(PLAIN)
     for hop in (8, 1):
-        corpus.convert("builtin", run / f"hop{hop}", hop=hop)
-    images, valid = corpus.load_examples(run / "hop8", "diffusion")
-    seeds = range(seed, seed + PARTS)
-    some = np.linspace(0, len(images) - 1, min(count, len(images))).astype(int)
-    for name, rolls in (("*training music*", images[some]),
-                        ("*shuffled columns*", metrics.shuffled_columns(valid[:count]))):
-        distance, _, other = measured([rolls, rolls], valid)
-        add(name, ["", "", f"{distance:.1f}"], other, images, rolls)
-    network, alpha_bar = published(images, asked.minutes, asked.size, asked.batch_size, seed)
-    sets = [sample_published(network, alpha_bar, count, 4 * steps, seed) for seed in seeds]
-    distance, error, other = measured(sets, valid)
-    add(PUBLISHED, [f"{distance:.1f} ± {error:.1f}", "", ""], other, images, np.concatenate(sets))
+        corpus.convert("builtin", RUN / f"hop{hop}", hop=hop)
+    learned, valid = corpus.load_examples(RUN / "hop8", "diffusion")
+    some = np.linspace(0, len(learned) - 1, min(count, len(learned))).astype(int)
+    network, alpha_bar = published(learned, asked.minutes, asked.size)
+    noise = [sample_published(network, alpha_bar, count, 4 * steps, s) for s in range(PARTS)]
+    rows = [row(name, sets, valid, learned) for name, sets in (
+        ("*training music*", [[], [], [learned[some]]]),
+        ("*shuffled columns*", [[], [], [metrics.shuffled_columns(valid[:count])]]),
+        ("published recipe: squared error on the noise", [noise, [], []]))]
     for name, change in list(ROWS.items())[: asked.rows]:
         settings |= change
-        network = trained(run / f"hop{settings['hop']}", {
-            **{key: value for key, value in settings.items() if key != "hop"},
-            "minutes": asked.minutes, "learning_rate": RATE, "size": asked.size,
-            "batch_size": asked.batch_size, "seed": seed})
-        distances = []
-        for way in WAYS.values():
-            sets = [diffusion.generate(network, count, steps, seed, **way) for seed in seeds]
-            distance, error, other = measured(sets, valid)
-            distances.append(f"{distance:.1f} ± {error:.1f}")
-        add(name, distances, other, images, np.concatenate(sets))
+        given = {"minutes": asked.minutes, "learning_rate": RATE, "size": asked.size,
+                 "batch_size": BATCH_SIZE} | settings
+        network = trained(RUN / f"hop{given.pop('hop')}", given)
+        sets = [[diffusion.generate(network, count, steps, seed, **way) for seed in range(PARTS)]
+                for way in WAYS.values()]
+        rows.append(row(name, sets, valid, learned))
     return rows
 
 
@@ -186,21 +168,18 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=2.0, help="of each training")
     parser.add_argument("--count", type=int, default=48, help=f"images of each of {PARTS} sets")
     parser.add_argument("--size", default="small", help="of the network")
-    parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--sampling-steps", type=int, default=50)
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rows", type=int, help="of notebook 02's: only so many")
-    parser.add_argument("--run-dir", type=Path, default=ROOT / "runs" / "ablation")
     parser.add_argument("--output", type=Path, default=ROOT / "runs" / "ablation.md")
     asked = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = str(torch.get_num_threads())  # for notebook 02, too
     rows = table(asked)
     text = ["# How much each improvement helps", "",
-            f"Each network (`{asked.size}`) was trained for {asked.minutes:g} minutes on "
-            f"{torch.get_num_threads()} CPU threads, on the built-in corpus, and generated "
-            f"{PARTS} × {asked.count} images in {asked.sampling_steps} steps, the published recipe "
-            "in four times as many. The first three columns are Fréchet distances to held-out "
-            "music (0 is best) with their standard errors: with the expected $x_0$, with a drawn "
-            "one, and drawn with guidance. The others describe the last of these.", "",
+            f"Networks (`{asked.size}`) of {asked.minutes:g} minutes on {torch.get_num_threads()} "
+            f"CPU threads, built-in corpus, {PARTS} × {asked.count} images in "
+            f"{asked.sampling_steps} steps (the published recipe: four times as many). Fréchet "
+            "distances to held-out music with their standard errors; the other columns describe "
+            "the last of these.", "",
             "| | expected $x_0$ | drawn | drawn, guided | overlap | diversity | memorised |",
             "|---|---|---|---|---|---|---|", *rows, ""]
     with files.atomic(asked.output) as temporary:

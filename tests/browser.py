@@ -7,7 +7,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -19,11 +18,8 @@ FLAGS = ("--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-ru
          "--disable-background-networking --disable-component-update --disable-sync")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
 DRIVER = shutil.which("chromedriver")
-LAB = {"notebook-extension/tracker": '{"windowingMode": "none"}',
-       "apputils-extension/notification": '{"fetchNews": "false"}'}
-PLACES = {"JUPYTER_CONFIG_DIR": "config", "JUPYTER_RUNTIME_DIR": "runtime",
-          "JUPYTERLAB_SETTINGS_DIR": "lab", "JUPYTERLAB_WORKSPACES_DIR": "work",
-          "IPYTHONDIR": "ipython"}
+SETTINGS = {"notebook-extension/tracker": '{"windowingMode": "none"}',
+            "apputils-extension/notification": '{"fetchNews": "false", "checkForUpdates": false}'}
 
 
 @contextlib.contextmanager
@@ -32,20 +28,15 @@ def browser(width: int = 1280, height: int = 900, downloads: Path | None = None)
     selenium = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
     if not CHROMIUM or not DRIVER:
         pytest.skip("Chromium or chromedriver is not installed")
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        options = selenium.ChromeOptions()
-        options.binary_location = CHROMIUM
-        for flag in (*FLAGS.split(), f"--user-data-dir={profile}",
-                     f"--window-size={width},{height}"):
-            options.add_argument(flag)
-        options.add_experimental_option(
-            "prefs", {"download.default_directory": str(downloads or profile)})
-        options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-        driver = selenium.Chrome(options=options, service=selenium.ChromeService(DRIVER))
-        try:
-            yield driver
-        finally:
-            driver.quit()
+    options = selenium.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in (*FLAGS.split(), f"--window-size={width},{height}"):
+        options.add_argument(flag)
+    if downloads:
+        options.add_experimental_option("prefs", {"download.default_directory": str(downloads)})
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    with selenium.Chrome(options=options, service=selenium.ChromeService(DRIVER)) as driver:
+        yield driver
 
 
 def until(what: Callable[[], object], seconds: float = 10, name: str = "") -> object:
@@ -66,24 +57,20 @@ def jupyterlab(tree: Path) -> Iterator[tuple[str, str]]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     token, own = secrets.token_hex(16), tree / "jupyter"
-    for name, text in LAB.items():
-        settings = own / "lab" / "@jupyterlab" / f"{name}.jupyterlab-settings"
+    for name, text in SETTINGS.items():
+        settings = own / "lab/user-settings/@jupyterlab" / f"{name}.jupyterlab-settings"
         settings.parent.mkdir(parents=True)
         settings.write_text(text)
     command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root",
                "--ip=127.0.0.1", f"--port={port}", f"--ServerApp.root_dir={tree}",
-               f"--IdentityProvider.token={token}", "--LabApp.expose_app_in_browser=True",
-               "--LabApp.news_url=None",
-               "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
+               f"--IdentityProvider.token={token}", "--LabApp.expose_app_in_browser=True"]
     with (tree / "lab.log").open("w") as log:
-        server = subprocess.Popen(command, cwd=tree, stdout=log, stderr=log, env=os.environ | {
-            name: str(own / place) for name, place in PLACES.items()})
+        server = subprocess.Popen(command, cwd=tree, stdout=log, stderr=log,
+                                  env=os.environ | {"JUPYTER_CONFIG_DIR": str(own)})
 
-    def answers():
-        try:
-            return urllib.request.urlopen(f"http://127.0.0.1:{port}/api", timeout=2)
-        except OSError:
-            return None
+    def answers() -> bool:
+        with contextlib.suppress(OSError):
+            return urllib.request.urlopen(f"http://127.0.0.1:{port}/api", timeout=2).status == 200
 
     try:
         until(answers, 120, "JupyterLab starts")
@@ -109,20 +96,29 @@ class Roll:
         return sorted(tuple(row) for row in self.js(
             "return canvas.notes.map(n => [n.start, n.length, n.pitch, n.by, n.pending])"))
 
-    def drag(self, *cells: tuple[float, float], button: int = 0) -> None:
+    def place(self, cell: tuple[float, float]) -> tuple[int, int]:
+        """Where a cell, (column, pitch), lies in the window."""
+        x, y = self.js("const p = canvas.place(...arguments); return [p.x, p.y]", *cell)
+        return round(x), round(y)
+
+    def drag(self, *cells: tuple[float, float]) -> None:
         """Press at the first (column, pitch), move over the others, release."""
         from selenium.webdriver.common.action_chains import ActionChains
 
         self.js("canvas.grid.scrollIntoView({block: 'nearest'})")
-        places = [self.js("const p = canvas.place(...arguments); return [p.x, p.y]", *cell)
-                  for cell in cells]
+        first, *others = map(self.place, cells)
         chain = ActionChains(self.driver, duration=5)
         pointer = chain.w3c_actions.pointer_action
-        pointer.move_to_location(*map(round, places[0])).pointer_down(button=button)
-        for place in places[1:]:
-            pointer.move_to_location(*map(round, place))
-        pointer.pointer_up(button=button)
+        pointer.move_to_location(*first).pointer_down()
+        for place in others:
+            pointer.move_to_location(*place)
+        pointer.pointer_up()
         chain.perform()
+
+    def playhead(self) -> float:
+        """How many pixels the playhead has moved."""
+        return self.js(
+            "return +document.querySelector('.roll-playhead').style.transform.slice(11, -3)")
 
     def click(self, name: str) -> None:
         """Press a button, as `.roll-NAME`."""

@@ -10,37 +10,22 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
+from tqdm import tqdm
 
 ROOT = Path(__file__).parents[1]
 NOT_COPIED = (".git", ".venv", ".venv-tf", "runs", "__pycache__", ".*_cache", ".hypothesis",
               ".ipynb_checkpoints")
 
 
-def fresh_copy(folder: str | Path) -> Path:
-    """Copy the tree into `folder`, without what runs and tools made."""
-    copy = Path(folder) / "fresh"
-    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(*NOT_COPIED))
-    return copy
-
-
-def refresh(copy: Path) -> None:
-    """Run the notebooks with their defaults in the copy, and keep their outputs here."""
-    for path in sorted((copy / "notebooks").glob("[0-9][0-9]_*.ipynb")):
-        start_s = time.perf_counter()
-        notebook = nbformat.read(path, as_version=4)
-        NotebookClient(notebook, timeout=3600,
-                       resources={"metadata": {"path": path.parent}}).execute()
-        nbformat.write(cleaned(notebook), ROOT / "notebooks" / path.name)
-        print(f"{path.stem}: {time.perf_counter() - start_s:.0f} s", flush=True)
-
-
-def cleaned(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Without progress bars, timestamps and the machine's versions, so that a diff shows change."""
+def refresh(path: Path) -> None:
+    """Run a notebook of the copy with its defaults, and keep its outputs here: without progress
+    bars, timestamps and the machine's versions, so that a diff shows what changed."""
+    notebook = nbformat.read(path, as_version=4)
+    NotebookClient(notebook, timeout=3600, resources={"metadata": {"path": path.parent}}).execute()
     notebook.metadata = {"kernelspec": {"display_name": "Python 3", "language": "python",
                                         "name": "python3"},
                          "language_info": {"name": "python"}}
@@ -48,15 +33,17 @@ def cleaned(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
         cell.metadata.pop("execution", None)
         if cell.cell_type == "code":
             cell.outputs = [out for out in cell.outputs if out.get("name") != "stderr"]
-    return notebook
+    nbformat.write(notebook, ROOT / "notebooks" / path.name)
 
 
 def main() -> int:
     """The exit status is pytest's."""
     with tempfile.TemporaryDirectory() as folder:
-        copy = fresh_copy(folder)
+        copy = Path(folder) / "fresh"
+        shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(*NOT_COPIED))
         if sys.argv[1:] == ["--refresh"]:
-            refresh(copy)
+            for path in tqdm(sorted((copy / "notebooks").glob("[0-9][0-9]_*.ipynb"))):
+                refresh(path)
             return 0
         command = [sys.executable, "-m", "pytest", "--nbval", "--nbval-current-env",
                    "--nbval-sanitize-with", "tests/nbval_sanitize.cfg", "--nbval-cell-timeout",

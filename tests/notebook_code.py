@@ -1,9 +1,22 @@
-"""What a notebook's code cells define, for tests and benchmarks that run no training."""
+"""A notebook's code outside Jupyter: its definitions alone, or its training as a plain program."""
 
 import ast
+import os
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import nbformat
+
+ROOT = Path(__file__).parent.parent
+HEAD = """
+import os, signal, sys
+from pathlib import Path
+import matplotlib
+matplotlib.use("Agg")
+signal.signal(signal.SIGINT, signal.default_int_handler)  # however the program is started
+"""
 
 
 def code_cells(path: Path) -> list:
@@ -28,3 +41,33 @@ def _is_definition(node):
               if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store)]
     constant = isinstance(node, ast.Assign) and stored and all(name.isupper() for name in stored)
     return constant or isinstance(node, (ast.FunctionDef, ast.Import, ast.ImportFrom))
+
+
+def start(path: Path, folder: Path, until: str, parameters: dict, *, head: str = HEAD,
+          after: dict[str, str] | None = None, skipped: Callable = lambda cell: False
+          ) -> subprocess.Popen:
+    """Run a notebook as a program, up to the cell with the text `until`, without `skipped` cells.
+
+    `after` maps a text to code that runs after the cell with this text.
+    """
+    code = [head]
+    for cell in code_cells(path):
+        if not skipped(cell):
+            code.append(cell.source)
+        if "parameters" in cell.metadata.get("tags", []):
+            code += [f"{name} = {value!r}" for name, value in parameters.items()]
+        code += [more for text, more in (after or {}).items() if text in cell.source]
+        if until in cell.source:
+            break
+    program = folder / "program.py"
+    program.write_text("\n\n".join(code), encoding="utf-8")
+    environment = {"OMP_NUM_THREADS": "1"} | os.environ | {"PYTHONPATH": str(ROOT),
+                                                           "PYTHONUTF8": "1"}
+    return subprocess.Popen([sys.executable, program], cwd=ROOT, env=environment, encoding="utf-8",
+                            stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+
+
+def finish(process: subprocess.Popen) -> tuple[int, str]:
+    """Exit status and output of a program."""
+    output = process.communicate(timeout=300)[0]
+    return process.returncode, output

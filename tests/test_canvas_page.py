@@ -14,30 +14,16 @@ THREE = [(0, 4, 60, 0, False), (8, 4, 64, 0, False), (16, 8, 67, 0, False)]
 ROWS = [[start, length, pitch, 84, 0] for start, length, pitch, *_ in THREE]
 
 
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    """A server of files that prints nothing."""
-
-    def log_message(self, *_):
-        pass
-
-
 @pytest.fixture(scope="module")
-def address():
-    """Where the page is served."""
-    handler = functools.partial(Quiet, directory=ROOT)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/tests/canvas_page.html"
-        server.shutdown()
-
-
-@pytest.fixture(scope="module")
-def driver(address):
+def driver():
     """One browser, and one load of the page, for all tests."""
-    with browser() as opened:
-        opened.get(address)
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=ROOT)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server, browser() as opened:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        opened.get(f"http://127.0.0.1:{server.server_port}/tests/canvas_page.html")
         until(lambda: opened.execute_script("return Boolean(window.begin)"))
         yield opened
+        server.shutdown()
 
 
 def begin(roll, song=None, draft=False):
@@ -62,19 +48,21 @@ def drawn(roll):
     return roll
 
 
-def generated(roll):
-    """Press Generate; returns the notes that were proposed."""
-    roll.click("generate")
-    until(lambda: any(note[4] for note in roll.notes()), name="a proposal")
+def proposed(roll, button="generate"):
+    """Press Generate or Vary; returns the notes that are proposed."""
+    roll.click(button)
+    until(lambda: roll.status().endswith("keep or reject."))
     return [note for note in roll.notes() if note[4]]
+
+
+# ---------------------------------------------------------------- drawing
 
 
 def test_a_click_draws_a_note_of_the_last_length(roll):
     roll.drag((4, 60))
-    assert roll.notes() == [(4, 4, 60, 0, False)]
     roll.drag((12, 62), (13, 62))
     roll.drag((20, 64))
-    assert roll.notes()[1:] == [(12, 2, 62, 0, False), (20, 2, 64, 0, False)]
+    assert roll.notes() == [(4, 4, 60, 0, False), (12, 2, 62, 0, False), (20, 2, 64, 0, False)]
 
 
 def test_notes_move_stretch_and_are_erased(drawn):
@@ -95,96 +83,21 @@ def test_a_note_on_another_ends_it(drawn):
 
 
 def test_undo_and_redo_give_back_each_state(roll):
-    drawn = roll
     for start, length, pitch, *_ in THREE:
-        drawn.drag((start, pitch), (start + length - 1, pitch))
-    assert drawn.notes() == THREE
-    drawn.click("undo")
-    assert drawn.notes() == THREE[:2]
-    drawn.click("undo")
-    drawn.click("redo")
-    drawn.click("redo")
-    assert drawn.notes() == THREE
-    drawn.click("clear")
-    assert drawn.notes() == []
-    drawn.click("undo")
-    assert drawn.notes() == THREE
-
-
-def test_generate_fills_the_selection_alone_and_can_be_kept_or_rejected(drawn):
-    drawn.click("select")
-    drawn.drag((32, 58), (62, 70))
-    assert drawn.js("return canvas.selection") == {"begin": 32, "end": 64, "low": 58, "high": 70}
-    new = generated(drawn)
-    assert len(new) == 8 and {note[3] for note in new} == {1}
-    assert all(n[0] >= 32 and n[0] + n[1] <= 64 and n[2] in (58, 70) for n in new)
-    assert [note for note in drawn.notes() if not note[4]] == THREE
-    (request,) = drawn.js("return asked")
-    assert request["keep"] == ROWS
-    drawn.click("reject")
-    assert drawn.notes() == THREE
-    drawn.click("undo")
-    drawn.click("keep")
-    assert [n[:4] for n in drawn.notes() if n[3]] == [n[:4] for n in new]
-    assert not any(note[4] for note in drawn.notes())
-
-
-def test_a_proposal_takes_no_place_of_what_is_drawn(drawn):
-    drawn.click("select")
-    drawn.drag((0, 60), (30, 64))
-    generated(drawn)
-    assert set(THREE) <= set(drawn.notes())
-
-
-def test_vary_replaces_notes_and_reject_brings_them_back(drawn):
-    drawn.click("vary")
-    until(lambda: any(note[4] for note in drawn.notes()))
-    assert not set(THREE) & set(drawn.notes())
-    assert drawn.js("return asked[0].strength") == 0.5
-    assert len(drawn.js("return asked[0].vary")) == 3
-    drawn.click("reject")
-    assert drawn.notes() == THREE
-
-
-def test_stop_ends_a_request_and_changes_nothing(drawn):
-    drawn.js("window.slow = 300")
-    drawn.click("generate")
-    drawn.click("generate")  # it is called Stop now
-    until(lambda: drawn.status() == "Stopped.")
-    assert drawn.notes() == THREE
-
-
-def test_an_error_is_one_line_and_loses_nothing(drawn):
-    drawn.js("document.querySelector('input[maxlength=\"400\"]').value = 'H'")
-    drawn.click("generate")
-    until(lambda: drawn.status() == "chord 'H' cannot be read")
-    assert drawn.notes() == THREE
-
-
-def test_play_moves_the_playhead(drawn):
-    at = "return +document.querySelector('.roll-playhead').style.transform.slice(11, -3)"
-    drawn.click("play")
-    first = until(lambda: drawn.js(at))
-    until(lambda: drawn.js(at) > first + 5, name="the playhead moves on")
-    drawn.click("play")
-    until(lambda: drawn.js("return document.querySelector('.roll-playhead').hidden"))
-
-
-def test_save_gets_exactly_the_notes_on_the_canvas(drawn):
-    drawn.click("save")
-    until(lambda: drawn.status().startswith("Saved 3 notes"))
-    assert drawn.js("return saved.notes") == ROWS
+        roll.drag((start, pitch), (start + length - 1, pitch))
+    states = [roll.notes()]
+    for button in ("undo", "undo", "redo", "redo", "clear", "undo"):
+        roll.click(button)
+        states.append(roll.notes())
+    assert states == [THREE, THREE[:2], THREE[:1], THREE[:2], THREE, [], THREE]
 
 
 def test_the_keyboard_draws_stretches_moves_and_erases(roll):
     from selenium.webdriver.common.action_chains import ActionChains
     from selenium.webdriver.common.keys import Keys
 
-    def press(*keys, held=None):
-        chain = ActionChains(roll.driver, duration=5)
-        chain = chain.key_down(held).send_keys(*keys).key_up(held) if held else \
-            chain.send_keys(*keys)
-        chain.perform()
+    def press(*keys, held=Keys.NULL):
+        ActionChains(roll.driver, duration=5).key_down(held).send_keys(*keys).key_up(held).perform()
 
     roll.js("canvas.grid.focus()")
     press(Keys.RIGHT, Keys.UP, Keys.ENTER)
@@ -199,60 +112,19 @@ def test_the_keyboard_draws_stretches_moves_and_erases(roll):
     assert len(roll.notes()) == 1
 
 
-def test_every_control_has_a_name(roll):
-    nameless = roll.js(
-        "return [...document.querySelectorAll('button, input, canvas[tabindex]')]"
-        ".filter(n => !n.hidden && !n.ariaLabel && !n.labels?.[0]?.textContent"
-        " && !n.textContent.trim()).map(n => n.outerHTML)")
-    assert nameless == []
-
-
-def test_a_long_song_has_a_strip_and_its_name_stays_text(roll):
-    song = {"notes": [[at, 4, 60, 80, 0] for at in range(0, 400, 8)], "steps": 400, "tempo": 90,
-            "lines": list(range(0, 400, 16)), "name": "<img src=x onerror=alert(1)>"}
-    begin(roll, song)
-    until(lambda: roll.js("return !document.querySelector('.roll-strip').hidden"))
-    roll.js("document.querySelector('.roll-strip').dispatchEvent("
-            "new KeyboardEvent('keydown', {key: 'PageDown', bubbles: true}))")
-    until(lambda: roll.js("return document.querySelector('.roll-strip').ariaValueText")
-          == "bars 9 to 16")
-    roll.drag((130, 72), (133, 72))
-    assert (130, 4, 72, 0, False) in roll.notes()
-    generated(roll)
-    assert roll.js("return asked[0].left") == 128
-    assert roll.js("return document.querySelectorAll('.roll-root img').length") == 0
-
-
-def test_a_draft_can_be_brought_back_after_a_reload(roll):
-    roll.drag((4, 60))
-    begin(roll, draft=True)
-    assert roll.notes() == []
-    roll.click("draft")
-    assert roll.notes() == [(4, 4, 60, 0, False)]
-
-
 def touch(roll, *fingers):
-    """Fingers that touch the grid one after another and move together: (column, pitch) each."""
-    from selenium.webdriver.common.actions.action_builder import ActionBuilder
-    from selenium.webdriver.common.actions.pointer_input import PointerInput
+    """Fingers touch the grid one after another and move together; (column, pitch) each."""
+    def send(kind, places):
+        points = [{"x": x, "y": y, "id": i} for i, (x, y) in enumerate(places)]
+        roll.driver.execute_cdp_cmd("Input.dispatchTouchEvent",
+                                    {"type": kind, "touchPoints": points})
 
-    builder = ActionBuilder(roll.driver, mouse=PointerInput("touch", "finger 0"), duration=5)
-    inputs = [builder.pointer_inputs[0]]
-    inputs += [builder.add_pointer_input("touch", f"finger {i}") for i in range(1, len(fingers))]
-    places = [[roll.js("const p = canvas.place(...arguments); return [p.x, p.y]", *cell)
-               for cell in cells] for cells in fingers]
-    for number, (finger, cells) in enumerate(zip(inputs, places, strict=True)):
-        for other in inputs[:number] + inputs[number + 1 :]:
-            other.create_pause(0)
-            other.create_pause(0)
-        finger.create_pointer_move(duration=0, x=round(cells[0][0]), y=round(cells[0][1]))
-        finger.create_pointer_down(button=0)
-    for step in range(1, max(map(len, places))):
-        for finger, cells in zip(inputs, places, strict=True):
-            finger.create_pointer_move(duration=5, x=round(cells[step][0]), y=round(cells[step][1]))
-    for finger in inputs:
-        finger.create_pointer_up(button=0)
-    builder.perform()
+    moments = list(zip(*([roll.place(cell) for cell in cells] for cells in fingers), strict=True))
+    for count in range(1, len(fingers) + 1):
+        send("touchStart", moments[0][:count])
+    for places in moments[1:]:
+        send("touchMove", places)
+    send("touchEnd", [])
 
 
 def test_a_finger_draws_and_selects(roll):
@@ -273,18 +145,46 @@ def test_two_fingers_move_the_roll_and_draw_nothing(drawn):
     assert len(drawn.notes()) == 4, "afterwards one finger, or the mouse, draws again"
 
 
-def test_it_fits_a_narrow_page_in_the_dark(driver, roll):
-    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {
-        "features": [{"name": "prefers-color-scheme", "value": "dark"}]})
-    driver.set_window_size(700, 900)
-    try:
-        until(lambda: roll.js(
-            "const view = document.querySelector('.roll-view');"
-            "return view.clientWidth < 700 && view.scrollWidth <= view.clientWidth"
-            " && document.querySelector('.roll-dark') !== null"), name="eight bars in 700 pixels")
-    finally:
-        driver.set_window_size(1280, 900)
-        driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+# ---------------------------------------------------------------- what the model proposes
+
+
+def test_generate_fills_the_selection_alone_and_can_be_kept_or_rejected(drawn):
+    drawn.click("select")
+    drawn.drag((0, 60), (30, 67))
+    assert drawn.js("return canvas.selection") == {"begin": 0, "end": 32, "low": 60, "high": 67}
+    new = proposed(drawn)
+    assert new and {note[3] for note in new} == {1}
+    assert all(n[0] + n[1] <= 32 and 60 <= n[2] <= 67 for n in new)
+    assert [note for note in drawn.notes() if not note[4]] == THREE
+    assert drawn.js("return asked[0].keep") == ROWS
+    drawn.click("reject")
+    assert drawn.notes() == THREE
+    drawn.click("undo")
+    drawn.click("keep")
+    assert drawn.notes() == sorted([*THREE, *((*note[:4], False) for note in new)])
+
+
+def test_vary_replaces_notes_and_reject_brings_them_back(drawn):
+    assert proposed(drawn, "vary")
+    assert not set(THREE) & set(drawn.notes())
+    assert drawn.js("return [asked[0].strength, asked[0].vary.length]") == [0.5, 3]
+    drawn.click("reject")
+    assert drawn.notes() == THREE
+
+
+def test_stop_ends_a_request_and_changes_nothing(drawn):
+    drawn.js("window.slow = 300")
+    drawn.click("generate")
+    drawn.click("generate")  # it is called Stop now
+    until(lambda: drawn.status() == "Stopped.")
+    assert drawn.notes() == THREE
+
+
+def test_an_error_is_one_line_and_loses_nothing(drawn):
+    drawn.js("document.querySelector('input[maxlength=\"400\"]').value = 'H'")
+    drawn.click("generate")
+    until(lambda: drawn.status() == "chord 'H' cannot be read")
+    assert drawn.notes() == THREE
 
 
 def test_without_a_kernel_one_line_says_so_and_drawing_goes_on(roll):
@@ -305,3 +205,56 @@ def test_without_a_kernel_one_line_says_so_and_drawing_goes_on(roll):
     until(lambda: roll.status().startswith("The kernel does not answer"))
     roll.drag((8, 64), (11, 64))
     assert roll.notes() == [(0, 4, 60, 0, False), (8, 4, 64, 0, False)]
+
+
+# ---------------------------------------------------------------- songs and the page
+
+
+def test_save_gets_exactly_the_notes_on_the_canvas(drawn):
+    drawn.click("save")
+    until(lambda: drawn.status().startswith("Saved 3 notes"))
+    assert drawn.js("return saved.notes") == ROWS
+
+
+def test_a_long_song_has_a_strip_and_its_name_stays_text(roll):
+    begin(roll, {"notes": [[at, 4, 60, 80, 0] for at in range(0, 400, 8)], "steps": 400,
+                 "tempo": 90, "lines": list(range(0, 400, 16)),
+                 "name": "<img src=x onerror=alert(1)>"})
+    roll.js("document.querySelector('.roll-strip').dispatchEvent("
+            "new KeyboardEvent('keydown', {key: 'PageDown', bubbles: true}))")
+    until(lambda: roll.js("return document.querySelector('.roll-strip').ariaValueText")
+          == "bars 9 to 16")
+    roll.drag((130, 72), (133, 72))
+    assert (130, 4, 72, 0, False) in roll.notes()
+    proposed(roll)
+    assert roll.js("return asked[0].left") == 128
+    assert roll.js("return document.querySelectorAll('.roll-root img').length") == 0
+
+
+def test_a_draft_can_be_brought_back_after_a_reload(roll):
+    roll.drag((4, 60))
+    begin(roll, draft=True)
+    assert roll.notes() == []
+    roll.click("draft")
+    assert roll.notes() == [(4, 4, 60, 0, False)]
+
+
+def test_every_control_has_a_name(roll):
+    assert roll.js(
+        "return [...document.querySelectorAll('button, input, canvas[tabindex]')]"
+        ".filter(n => !n.hidden && !n.ariaLabel && !n.labels?.[0]?.textContent"
+        " && !n.textContent.trim()).map(n => n.outerHTML)") == []
+
+
+def test_it_fits_a_narrow_page_in_the_dark(driver, roll):
+    driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {
+        "features": [{"name": "prefers-color-scheme", "value": "dark"}]})
+    driver.set_window_size(700, 900)
+    try:
+        until(lambda: roll.js(
+            "const view = document.querySelector('.roll-view');"
+            "return view.clientWidth < 700 && view.scrollWidth <= view.clientWidth"
+            " && document.querySelector('.roll-dark') !== null"), name="eight bars in 700 pixels")
+    finally:
+        driver.set_window_size(1280, 900)
+        driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})

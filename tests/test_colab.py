@@ -17,6 +17,7 @@ import address
 
 OURS = ("pretty_midi", "mido", "symusic", "midi2audio", "midirenderer", "pebble", "pychord",
         "anywidget", "psygnal")
+SETUP = address.SETUP.replace("OWNER/NAME", "a-reader/a-copy")
 SHELL = """
 import json, os, sys, types
 from pathlib import Path
@@ -50,7 +51,7 @@ if "none" not in sys.argv[4]:
 
 @pytest.fixture
 def colab(tmp_path):
-    """Run cells as Colab would; returns the finished process."""
+    """Run cells as Colab would, in the folder `content`; returns the finished process."""
     if sys.platform == "win32":
         pytest.skip("the stand-in for git is a Unix script")
     tree, programs, content = tmp_path / "tree", tmp_path / "bin", tmp_path / "content"
@@ -71,33 +72,28 @@ def colab(tmp_path):
         return subprocess.run(
             [sys.executable, tmp_path / "shell.py", tmp_path / "cells.json", " ".join(hidden)],
             cwd=content, env=environment, capture_output=True, text=True, check=False)
-    run.folder = content
     return run
 
 
-def last_line(done) -> dict:
+def test_a_notebook_runs_there_with_the_readers_copy_and_what_is_missing(colab, tmp_path):
+    notebook = nbformat.read(next((ROOT / "notebooks").glob("05_*.ipynb")), 4)
+    cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    done = colab([SETUP, *cells[1:]])
     assert done.returncode == 0, done.stderr[-2000:] + done.stdout[-2000:]
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-SETUP = address.SETUP.replace("OWNER/NAME", "a-reader/a-copy")
-
-
-def test_it_clones_the_readers_copy_and_installs_what_is_missing_and_no_more(colab):
-    said = last_line(colab([SETUP, "import mido, symusic\nfrom utils import pianoroll"]))
-    assert (colab.folder / "git.txt").read_text() == (
+    content, said = tmp_path / "content", json.loads(done.stdout.splitlines()[-1])
+    assert (content / "git.txt").read_text() == (
         "clone --depth 1 https://github.com/a-reader/a-copy music-through-pictures")
     (line,) = said["pip"]
     options = ["install", "-q", "--no-deps", "-c", "requirements.txt"]
     assert line.split() == [*options, *OURS], "no word of torch, TensorFlow and numpy"
-    assert said["cwd"] == str(colab.folder / "music-through-pictures")
+    assert said["cwd"] == str(content / "music-through-pictures")
+    assert list((content / "music-through-pictures/runs/default/midi").rglob("*.mid"))
 
 
-def test_what_colab_has_in_another_version_is_left_alone(colab):
-    said = last_line(colab([SETUP], hidden=["mido"]))
-    assert [line.split()[5:] for line in said["pip"]] == [["mido"]]
-    shutil.rmtree(colab.folder / "music-through-pictures")
-    assert last_line(colab([SETUP], hidden=[]))["pip"] == []
+@pytest.mark.parametrize("hidden", [["mido"], []])
+def test_what_colab_has_in_another_version_is_left_alone(colab, hidden):
+    said = json.loads(colab([SETUP], hidden).stdout.splitlines()[-1])
+    assert [line.split()[5:] for line in said["pip"]] == ([hidden] if hidden else [])
 
 
 def test_an_address_that_cannot_be_cloned_is_named(colab):
@@ -105,41 +101,23 @@ def test_an_address_that_cannot_be_cloned_is_named(colab):
     assert done.returncode and "none/a-copy cannot be cloned; put your copy's" in done.stderr
 
 
-def test_a_notebook_runs_there(colab):
-    notebook = nbformat.read(next((ROOT / "notebooks").glob("05_*.ipynb")), 4)
-    cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
-    said = last_line(colab([SETUP, *cells[1:]]))
-    assert list((colab.folder / "music-through-pictures/runs/default/midi").rglob("*.mid"))
-    assert len(said["pip"]) == 1
-
-
 # ---------------------------------------------------------------- the address
 
 
-@pytest.fixture
-def tree(tmp_path):
-    """A copy of all that holds the address."""
+def test_one_command_writes_the_address_everywhere(tmp_path, capsys):
     shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
     for name in ("README.md", "CITATION.cff"):
         shutil.copy(ROOT / name, tmp_path)
-    return tmp_path
-
-
-def test_one_command_writes_the_address_everywhere(tree):
-    before = address.address_in((ROOT / "README.md").read_text("utf-8"))
-    assert address.main(["https://github.com/some-one/her.copy"], tree) == 0
-    for path in (tree / "README.md", tree / "CITATION.cff", *(tree / "notebooks").iterdir()):
+    readme, before = tmp_path / "README.md", address.address_in((ROOT / "README.md").read_text())
+    assert address.main(["some-one"], tmp_path) == 2
+    assert "give https://github.com/OWNER/NAME" in capsys.readouterr().err
+    assert address.main(["https://github.com/some-one/her.copy"], tmp_path) == 0
+    for path in (readme, tmp_path / "CITATION.cff", *(tmp_path / "notebooks").iterdir()):
         text = path.read_text("utf-8")
         assert "some-one/her.copy" in text and before not in text, path.name
-    readme = (tree / "README.md").read_text("utf-8")
-    assert "git clone https://github.com/some-one/her.copy music\n" in readme
-    assert address.main([], tree) == 0
-    assert address.address_in((tree / "README.md").read_text("utf-8")) == "some-one/her.copy"
-
-
-def test_an_address_that_is_none_is_refused(tree, capsys):
-    assert address.main(["some-one"], tree) == 2
-    assert "give https://github.com/OWNER/NAME" in capsys.readouterr().err
+    assert "git clone https://github.com/some-one/her.copy music\n" in readme.read_text("utf-8")
+    assert address.main([], tmp_path) == 0
+    assert address.address_in(readme.read_text("utf-8")) == "some-one/her.copy"
 
 
 def test_each_notebook_has_a_colab_badge_and_the_setup_cell():

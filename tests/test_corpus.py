@@ -15,6 +15,8 @@ from utils import corpus, pianoroll
 from utils.files import MusicError
 from utils.pianoroll import PRESETS
 
+both_storages = pytest.mark.parametrize("storage", ["png", "parquet"])
+
 
 def tree(folder: Path) -> dict[str, str]:
     """Every file's sha256, by its path below the folder."""
@@ -31,24 +33,24 @@ def midi(tmp_path_factory, builtin_midi) -> Path:
         target.parent.mkdir(exist_ok=True)
         shutil.copy(path, target)
     shutil.copy(builtin_midi[0], folder / "a copy.MID")
-    piece = pianoroll.read_midi(builtin_midi[1])
-    pianoroll.save_midi(piece, folder / "other header.mid")
+    pianoroll.save_midi(pianoroll.read_midi(builtin_midi[1]), folder / "other header.mid")
     (folder / "text.mid").write_text("no music")
     return folder
 
 
 @pytest.fixture(scope="module")
-def converted(midi, tmp_path_factory) -> Path:
-    run_dir = tmp_path_factory.mktemp("run")
-    corpus.convert(midi, run_dir, jobs=1)
-    return run_dir
+def converted(midi, tmp_path_factory) -> dict[str, Path]:
+    """A run folder for each storage, made by one process."""
+    run_dirs = {storage: tmp_path_factory.mktemp(storage) for storage in ("png", "parquet")}
+    for storage, run_dir in run_dirs.items():
+        corpus.convert(midi, run_dir, jobs=1, storage=storage)
+    return run_dirs
 
 
-@pytest.mark.parametrize("kind", ["png", "parquet"])
-def test_the_number_of_workers_changes_no_byte(midi, tmp_path, kind):
-    one = corpus.convert(midi, tmp_path / "1", jobs=1, storage=kind)
-    assert one == corpus.convert(midi, tmp_path / "3", jobs=3, storage=kind)
-    assert tree(tmp_path / "1") == tree(tmp_path / "3")
+@both_storages
+def test_the_number_of_workers_changes_no_byte(midi, converted, tmp_path, storage):
+    corpus.convert(midi, tmp_path, jobs=3, storage=storage)
+    assert tree(tmp_path) == tree(converted[storage])
 
 
 @pytest.mark.slow
@@ -59,23 +61,22 @@ def test_a_dask_cluster_makes_the_same_bytes(midi, converted, tmp_path):
         corpus.convert(midi, tmp_path)
         steps = client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.transition_counter)
     assert steps > 10  # the cluster did the work
-    assert tree(tmp_path) == tree(converted)
+    assert tree(tmp_path) == tree(converted["png"])
 
 
-def test_what_is_done_is_not_done_again(midi, tmp_path, monkeypatch):
-    first = corpus.convert(midi, tmp_path)
-    before = tree(tmp_path)
+def test_what_is_done_is_not_done_again_and_what_is_lost_is(midi, converted, tmp_path, monkeypatch):
+    shutil.copytree(converted["png"], tmp_path, dirs_exist_ok=True)
     with monkeypatch.context() as patch:
         patch.setattr(corpus, "guarded", lambda *a: pytest.fail("done again"))
-        assert corpus.convert(midi, tmp_path) == first
+        corpus.convert(midi, tmp_path)
     next((tmp_path / "images" / "gan" / "train").glob("*.png")).unlink()
     corpus.convert(midi, tmp_path)
-    assert tree(tmp_path) == before
+    assert tree(tmp_path) == tree(converted["png"])
 
 
-@pytest.mark.parametrize("kind", ["png", "parquet"])
-def test_a_run_that_was_stopped_goes_on(midi, tmp_path, monkeypatch, kind):
-    monkeypatch.setitem(corpus.BATCH, kind, 8)
+@both_storages
+def test_a_run_that_was_stopped_goes_on(midi, tmp_path, monkeypatch, storage):
+    monkeypatch.setitem(corpus.BATCH, storage, 8)
     convert, calls = corpus.guarded, []
 
     def stops(*arguments):
@@ -86,141 +87,98 @@ def test_a_run_that_was_stopped_goes_on(midi, tmp_path, monkeypatch, kind):
 
     monkeypatch.setattr(corpus, "guarded", stops)
     with pytest.raises(KeyboardInterrupt):
-        corpus.convert(midi, tmp_path / "stopped", jobs=1, storage=kind)
-    corpus.convert(midi, tmp_path / "stopped", jobs=1, storage=kind)
+        corpus.convert(midi, tmp_path / "stopped", jobs=1, storage=storage)
+    corpus.convert(midi, tmp_path / "stopped", jobs=1, storage=storage)
     assert len(calls) == 20 + 33 - 16  # two batches of eight were done
-    corpus.convert(midi, tmp_path / "whole", jobs=1, storage=kind)
+    corpus.convert(midi, tmp_path / "whole", jobs=1, storage=storage)
     assert tree(tmp_path / "stopped") == tree(tmp_path / "whole")
 
 
-def test_other_settings_leave_nothing_behind(midi, tmp_path):
-    mine = tmp_path / "run" / "images" / "gan" / "train" / "mine.png"
-    mine.parent.mkdir(parents=True)
-    mine.write_bytes(b"not ours")
-    corpus.convert(midi, tmp_path / "run", steps_per_beat=8)
-    corpus.convert(midi, tmp_path / "run", storage="parquet")
-    corpus.convert(midi, tmp_path / "run", max_files=5)
-    mine.unlink()
-    corpus.convert(midi, tmp_path / "fresh", max_files=5)
-    assert tree(tmp_path / "run") == tree(tmp_path / "fresh")
+def test_other_settings_and_a_killed_run_leave_nothing_behind(midi, converted, tmp_path):
+    train = tmp_path / "images" / "gan" / "train"
+    corpus.convert(midi, tmp_path, max_files=5, steps_per_beat=8)
+    corpus.convert(midi, tmp_path, max_files=5, storage="parquet")
+    (train / "mine.png").write_bytes(b"not made here")
+    (train / "x_0001.png").write_bytes(b"half")
+    for left in (".done/abc.json", "skipped.csv", "gan/train/0.parquet"):
+        path = tmp_path / "images" / left
+        path.with_name(f".4711-{path.name}").write_text("half")
+    corpus.convert(midi, tmp_path)
+    (train / "mine.png").unlink()
+    assert tree(tmp_path) == tree(converted["png"])
 
 
-def test_no_window_is_kept_twice_and_no_piece_is_in_both_splits(midi, converted):
+@both_storages
+def test_no_window_is_kept_twice(converted, storage):
     for preset in PRESETS:
-        levels = [one.tobytes() for split in ("train", "valid")
-                  for one in corpus.load_rolls(converted / "images" / preset / split)]
-        assert len(set(levels)) == len(levels)
-    for seed in range(12):  # wherever the copies fall by name or bytes
+        rolls = [roll.tobytes() for split in ("train", "valid")
+                 for roll in corpus.load_rolls(converted[storage] / "images" / preset / split)]
+        assert len(set(rolls)) == len(rolls)
+
+
+def test_a_copy_lands_on_the_same_side_whatever_its_name(midi):
+    for seed in range(12):
         pieces = corpus.choose_pieces(midi, seed=seed)
         first = next(piece.digest for piece in pieces if piece.source == "a copy.MID")
-        sides = {piece.split for piece in pieces if piece.digest == first}
-        assert len(sides) == 1
-
-
-@pytest.mark.parametrize("kind", ["png", "parquet"])
-def test_a_copy_in_the_other_split_gives_no_picture(builtin_midi, tmp_path, kind):
-    piece = pianoroll.read_midi(builtin_midi[0])
-    folder = tmp_path / "maestro"
-    folder.mkdir()
-    for number in range(4):
-        shutil.copy(builtin_midi[number], folder / f"{number}.mid")
-    pianoroll.save_midi(piece, folder / "other.mid")
-    with (folder / "maestro-v2.0.0.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([("midi_filename", "split"), ("0.mid", "train"),
-                                    ("1.mid", "validation"), ("2.mid", "test"), ("3.mid", "train"),
-                                    ("other.mid", "validation")])
-    corpus.convert(folder, tmp_path, storage=kind)
-    train, valid = (corpus.load_rolls(tmp_path / "images" / "diffusion" / split)
-                    for split in ("train", "valid"))
-    expected = [len(pianoroll.windows(pianoroll.read_midi(builtin_midi[i]), pianoroll.DIFFUSION))
-                for i in range(4)]
-    assert len(valid) <= expected[1] and len(train) <= expected[0] + expected[3]
-    assert not {one.tobytes() for one in train} & {one.tobytes() for one in valid}
-
-
-@pytest.mark.slow
-def test_both_storages_hold_the_same_and_load_with_datasets(midi, converted, tmp_path):
-    datasets = pytest.importorskip("datasets")
-    made = corpus.convert(midi, tmp_path, storage="parquet")
-    assert not list(tmp_path.rglob("*.png"))
-    for preset in PRESETS:
-        files = datasets.load_dataset("imagefolder", data_dir=str(converted / "images" / preset),
-                                      cache_dir=str(tmp_path / "cache"))
-        shards = datasets.load_dataset("parquet", cache_dir=str(tmp_path / "cache"), data_files={
-            split: str(tmp_path / "images" / preset / folder / "*.parquet")
-            for split, folder in (("train", "train"), ("validation", "valid"))})
-        for split, folder in (("train", "train"), ("validation", "valid")):
-            assert len(files[split]) == len(shards[split]) == made.pictures[f"{preset}/{folder}"]
-            assert shards[split][0]["image"].mode == "L"
-            one, two = ({(row["source"], row["start_step"], np.asarray(row["image"]).tobytes())
-                         for row in rows[split]} for rows in (files, shards))
-            assert one == two
-            levels = [{row.tobytes() for row in corpus.load_rolls(
-                run / "images" / preset / folder, preset)} for run in (converted, tmp_path)]
-            assert levels[0] == levels[1]
-
-
-@pytest.mark.parametrize("buffer", [4, 10_000])
-@pytest.mark.parametrize("kind", ["png", "parquet"])
-def test_a_stream_gives_every_picture_once_an_epoch(midi, tmp_path, kind, buffer):
-    corpus.convert(midi, tmp_path, storage=kind)
-    folder = tmp_path / "images" / "diffusion" / "train"
-    levels = corpus.load_rolls(folder)
-    stream = corpus.stream_rolls(folder, 1, "diffusion", seed=3, buffer=buffer)
-    batches = list(itertools.islice(stream, 2 * len(levels)))
-    assert batches[0].dtype == np.uint8 and batches[0].shape == (1, 128, 128)
-    order = [batch.tobytes() for batch in batches]
-    first, second = order[: len(levels)], order[len(levels) :]
-    assert sorted(first) == sorted(second) == sorted(one.tobytes() for one in levels)
-    assert first != second
-    for start in (1, len(levels) - 1, len(levels) + 2):  # resumed there, as if it had come by
-        again = corpus.stream_rolls(folder, 1, seed=3, start=start, buffer=buffer)
-        assert [batch.tobytes() for batch in itertools.islice(again, 3)] == order[start : start + 3]
-    assert next(corpus.stream_rolls(folder, len(levels) + 2)).shape[0] == len(levels) + 2
-
-
-@pytest.mark.parametrize("kind", ["png", "parquet"])
-def test_examples_are_evenly_spaced_and_stand_in_for_missing_held_out_ones(midi, tmp_path, kind):
-    corpus.convert(midi, tmp_path, storage=kind)
-    folder = tmp_path / "images" / "diffusion"
-    train, valid = corpus.load_rolls(folder / "train"), corpus.load_rolls(folder / "valid")
-    some, held_out = corpus.load_examples(tmp_path, "diffusion", 3)
-    evenly = np.linspace(0, len(train) - 1, 3).round().astype(int)
-    np.testing.assert_array_equal(some, train[evenly])
-    np.testing.assert_array_equal(held_out[[0, -1]], valid[[0, -1]])
-    shutil.rmtree(folder / "valid")
-    some, held_out = corpus.load_examples(tmp_path, "diffusion")
-    np.testing.assert_array_equal(some, train)
-    assert held_out is some
-    (folder / "valid").mkdir()
-    (folder / "valid" / ("a.png" if kind == "png" else "a.parquet")).write_bytes(b"half")
-    with pytest.raises(MusicError, match=r"a\.p"):  # what is damaged is not passed over
-        corpus.load_examples(tmp_path, "diffusion")
+        assert len({piece.split for piece in pieces if piece.digest == first}) == 1
 
 
 def test_a_file_of_duplicates_alone_is_named_with_the_file_that_it_repeats(converted):
-    with (converted / "images" / "skipped.csv").open(newline="") as file:
+    with (converted["png"] / "images" / "skipped.csv").open(newline="") as file:
         reasons = {row["file"]: row["reason"] for row in csv.DictReader(file)}
     (copied,) = reasons.keys() & {"a copy.MID", "0/000_chorale_c-minor.mid"}
     (other,) = {"a copy.MID", "0/000_chorale_c-minor.mid"} - {copied}
     assert reasons[copied] == f"a duplicate of {other}"
     assert "not a MIDI file" in reasons["text.mid"] and len(reasons) == 3
-    sources = {row["source"] for table in converted.rglob("metadata.csv")
+    sources = {row["source"] for table in converted["png"].rglob("metadata.csv")
                for row in csv.DictReader(table.open(newline=""))}
     assert len(sources) == 30 and not sources & reasons.keys()
 
 
-@pytest.mark.parametrize("kind", ["png", "parquet"])
-def test_files_that_a_kill_left_are_removed(midi, tmp_path, kind):
-    corpus.convert(midi, tmp_path, storage=kind)
-    before = tree(tmp_path)
-    for left in ("skipped.csv", "gan/train/metadata.csv", "diffusion/train/0.parquet",
-                 ".done/abc.json"):
-        path = tmp_path / "images" / left
-        path.with_name(f".4711-{path.name}").write_text("half")
-    (tmp_path / "images" / "gan" / "train" / "x_0001.png").write_bytes(b"half")
-    corpus.convert(midi, tmp_path, storage=kind)
-    assert tree(tmp_path) == before
+@pytest.mark.slow
+def test_both_storages_hold_the_same_and_load_with_datasets(converted, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    for preset, (split, folder) in itertools.product(
+            PRESETS, (("train", "train"), ("validation", "valid"))):
+        loaded = [datasets.load_dataset(kind, data_dir=str(converted[storage] / "images" / preset),
+                                        cache_dir=str(tmp_path), split=split)
+                  for kind, storage in (("imagefolder", "png"), ("parquet", "parquet"))]
+        one, two = ({(row["source"], row["start_step"], np.asarray(row["image"]).tobytes())
+                     for row in rows} for rows in loaded)
+        assert one == two and loaded[1][0]["image"].mode == "L"
+        assert len(one) == corpus.count_images(converted["parquet"] / "images" / preset / folder)
+
+
+@pytest.mark.parametrize("in_memory", [4, 10_000])
+@both_storages
+def test_a_stream_shows_every_image_once_an_epoch(converted, monkeypatch, storage, in_memory):
+    monkeypatch.setattr(corpus, "IN_MEMORY", in_memory)
+    folder = converted[storage] / "images" / "diffusion" / "train"
+    rolls = corpus.load_rolls(folder)
+    batches = list(itertools.islice(corpus.stream_rolls(folder, 1, seed=3), 2 * len(rolls)))
+    assert batches[0].dtype == np.uint8 and batches[0].shape == (1, 128, 128)
+    order = [batch.tobytes() for batch in batches]
+    first, second = order[: len(rolls)], order[len(rolls) :]
+    assert sorted(first) == sorted(second) == sorted(roll.tobytes() for roll in rolls)
+    assert first != second
+    for start in (1, len(rolls) - 1, len(rolls) + 2):  # resumed there, as if it had come by
+        again = corpus.stream_rolls(folder, 1, seed=3, start=start)
+        assert [batch.tobytes() for batch in itertools.islice(again, 3)] == order[start : start + 3]
+    assert len(next(corpus.stream_rolls(folder, len(rolls) + 2))) == len(rolls) + 2
+
+
+@both_storages
+def test_examples_are_evenly_spaced_and_stand_in_for_held_out_ones(converted, tmp_path, storage):
+    shutil.copytree(converted[storage], tmp_path, dirs_exist_ok=True)
+    folder = tmp_path / "images" / "diffusion"
+    rolls = [corpus.load_rolls(folder / split) for split in corpus.SPLITS]
+    for split, some in zip(rolls, corpus.load_examples(tmp_path, "diffusion", 3), strict=True):
+        evenly = np.linspace(0, len(split) - 1, 3).round().astype(int)
+        np.testing.assert_array_equal(some, split[evenly])
+    shutil.rmtree(folder / "valid")
+    train, held_out = corpus.load_examples(tmp_path, "diffusion")
+    np.testing.assert_array_equal(train, rolls[0])
+    assert held_out is train
 
 
 @pytest.mark.parametrize("bad", [b"no music", hostile_midi.SMALL["drums_alone"][0]])
@@ -233,23 +191,20 @@ def test_one_good_file_is_trained_on_whatever_lies_beside_it(tmp_path, bad, seed
     assert [source for source, _ in made.skipped] == ["bad.mid"]
 
 
-def test_missing_pictures_never_replace_those_of_another_collection(midi, tmp_path):
-    corpus.convert(midi, tmp_path)
+def test_missing_images_never_replace_those_of_another_collection(converted, tmp_path):
+    shutil.copytree(converted["png"], tmp_path, dirs_exist_ok=True)
     shutil.rmtree(tmp_path / "images" / "gan")
-    before = tree(tmp_path)
     with pytest.raises(MusicError, match="run notebook 01_midi2img again"):
         corpus.ensure_images(tmp_path, "gan")
-    assert tree(tmp_path) == before
 
 
-def test_pictures_that_are_none(tmp_path):
-    with pytest.raises(MusicError, match="01_midi2img"):
+def test_what_is_no_image_is_refused(tmp_path):
+    with pytest.raises(MusicError, match="no images; run notebook 01_midi2img first"):
         corpus.load_rolls(tmp_path)
-    (tmp_path / "a.parquet").write_bytes(b"no parquet")
-    with pytest.raises(MusicError, match=r"a\.parquet: no parquet file"):
-        corpus.load_rolls(tmp_path)
-    with pytest.raises(MusicError, match="storage"):
-        corpus.convert("builtin", tmp_path, storage="zarr")
+    for name in ("a.png", "a.parquet"):
+        (tmp_path / name).write_bytes(b"half")
+        with pytest.raises(MusicError, match=r"a\.p.*again"):
+            corpus.load_rolls(tmp_path)
 
 
 def test_names_are_safe_and_unique():

@@ -49,11 +49,6 @@ def test_a_shift_moves_the_log_snr_by_itself():
     assert torch.allclose(difference, torch.tensor(-3.0, dtype=torch.float64), atol=1e-4)
 
 
-def test_a_schedule_needs_a_step():
-    with pytest.raises(MusicError, match="0 steps"):
-        diffusion.cosine_schedule(0)
-
-
 @given(st.integers(1, 64), st.integers(1, 1500), seeds)
 @settings(max_examples=60, deadline=None)
 def test_stratified_timesteps_take_one_from_each_part(batch, steps, seed):
@@ -73,11 +68,6 @@ def test_stratified_timesteps_are_uniform_in_the_end():
 
 
 # ---------------------------------------------------------------- forward process, conversions
-
-
-def test_noising_keeps_unit_variance():
-    x_t = diffusion.q_sample(normal(0, 100_000), normal(1, 100_000), torch.tensor(0.3))
-    assert abs(x_t.var().item() - 1) < 0.02
 
 
 def test_noising_is_that_of_diffusers():
@@ -190,13 +180,6 @@ def test_the_prediction_is_clamped_to_the_limits():
     found = diffusion.sample(lambda x_t, t: 10 * x_t, normal(0, 2, 2, 8, 8),
                              diffusion.cosine_schedule(STEPS), "ddim", 5, limits=(low, high))
     assert found.min() == -0.5 and found[:, 0].max() == 0.25 and found[:, 1].max() == 0.5
-
-
-def test_a_seed_gives_one_result():
-    ways = [our_steps("ddpm", normal(0, 2, 2, 8, 8), diffusion.cosine_schedule(STEPS), 10, seed)
-            for seed in (1, 1, 2)]
-    assert torch.equal(ways[0][-1], ways[1][-1])
-    assert not torch.equal(ways[0][-1], ways[2][-1])
 
 
 @given(st.integers(1, 1500), st.data())
@@ -358,6 +341,17 @@ def test_the_onsets_aimed_at_are_expected_in_the_mask(onsets):
     torch.testing.assert_close(expected, torch.full((3,), onsets), rtol=5e-3, atol=0)
     outside = ~mask.expand_as(moved)
     assert torch.equal(moved[outside], logits_of(0)[outside])
+    assert torch.equal(diffusion.aim_at_onsets(moved, onsets + 0.3, mask), moved), "near enough"
+
+
+def test_a_bar_that_would_fall_silent_is_moved_and_the_others_stay():
+    logits, mask = logits_of(0), torch.ones(1, 1, 128, 128, dtype=torch.bool)
+    logits[..., 32:48] -= 9
+    moved = diffusion.fill_silent_bars(logits, 80.0, mask)
+    expected = torch.sigmoid(moved[:, 1, :, 32:48]).sum(dim=(1, 2))
+    torch.testing.assert_close(expected, torch.full((3,), 5.0), rtol=5e-3, atol=0)  # half of ten
+    moved[..., 32:48] = logits[..., 32:48]
+    assert torch.equal(moved, logits)
 
 
 # ---------------------------------------------------------------- new piano rolls
@@ -458,12 +452,6 @@ def test_a_row_without_training_notes_stays_silent_and_a_given_one_stays(untrain
     given[silent.argmax(), 4] = 200
     rolls = diffusion.generate(untrained, 4, 8, roll=given, mask=given == 0)
     assert (rolls[:, silent] == given[silent]).all() and rolls[:, ~silent].any()
-
-
-def test_strength_decides_how_much_of_the_roll_remains(untrained, some_roll):
-    changed = [(diffusion.generate(untrained, 1, 10, roll=some_roll, strength=strength)
-                != some_roll).mean() for strength in (0, 0.3, 1)]
-    assert changed[0] == 0 < changed[1] < changed[2]
 
 
 def test_a_weight_of_0_forbids_a_pitch_in_every_sample(network):

@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from real_midi import ROOT
-from utils import corpus, diffusion, inpaint, metrics, unet
-from utils.files import MusicError
+from utils import diffusion, inpaint, unet
 from utils.pianoroll import SUSTAIN, PianoRoll, notes_of, read_midi, roll_of
 
 BLANK = np.zeros((128, 0), np.uint8)
@@ -25,15 +24,6 @@ def network():
     return network.eval()
 
 
-def some_notes(rng, begin, end):
-    """Any notes at all within these columns, as a roll of `end` columns."""
-    count = rng.integers(0, 300)
-    start = rng.integers(begin, end, count)
-    length = np.minimum(rng.integers(1, 24, count), end - start)
-    pitch, velocity = rng.integers(0, 128, count), rng.integers(1, 128, count)
-    return roll_of(np.stack([start, length, pitch, velocity], axis=1), 128, end)
-
-
 # ---------------------------------------------------------------- what is kept
 
 
@@ -42,17 +32,16 @@ def some_notes(rng, begin, end):
 def test_what_is_kept_or_known_stays(data, network):
     bar = data.draw(st.sampled_from([3, 12, 16, 20, 96]))
     before, count, after = (data.draw(st.integers(low, 9)) * bar for low in (0, 1, 0))
+    begin, end, width = before, before + count, before + count + after
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
-    kept = some_notes(rng, 0, before + count + after)
+    kept = roll_of(rng.integers([0, 1, 0, 1], [width, 24, 128, 128], (200, 4)), 128, width)
     known = rng.random(kept.shape) < data.draw(st.sampled_from([0, 0.5]))
-    begin, end = before, before + count
     roll = inpaint.inpaint(network, kept, begin, end, bar=bar, known=known, sampling_steps=1,
                            open_end=data.draw(st.booleans()))
-    assert roll.dtype == np.uint8 and roll.shape == kept.shape
+    stays = known | (kept > 0)
+    assert roll.dtype == np.uint8 and np.array_equal(roll[stays], kept[stays])
     assert np.array_equal(roll[:, :begin], kept[:, :begin])
     assert np.array_equal(roll[:, end:], kept[:, end:])
-    stays = known | (kept > 0)
-    assert np.array_equal(roll[stays], kept[stays])
     assert (roll[:, begin:end] > 0)[~stays[:, begin:end]].any(), "the rest is generated"
 
 
@@ -86,28 +75,18 @@ def test_the_callback_sees_the_prediction_of_each_step_as_a_roll(network):
     assert seen == [(step, (128, 128), np.uint8) for step in (0, 1, 2)] * 2
 
 
-def test_fewer_than_one_step_is_refused(network):
-    with pytest.raises(MusicError, match="sampling_steps is 0; choose 1 to 1000"):
-        inpaint.inpaint(network, BLANK, 0, 16, sampling_steps=0)
-
-
 # ---------------------------------------------------------------- segments
-
-
-def test_segments_are_whole_bars_and_as_equal_as_can_be():
-    assert inpaint.segments(16, 16 + 9 * 16, 16) == [(16, 64), (64, 112), (112, 160)]
-    assert inpaint.segments(0, 130, 16) == [(0, 48), (48, 96), (96, 130)]
-    assert inpaint.segments(5, 65, 60) == [(5, 65)]
-    assert inpaint.segments(0, 144, 144) == [(0, 48), (48, 96), (96, 144)]
 
 
 @given(begin=st.integers(0, 99), length=st.integers(1, 999), bar=st.integers(1, 200),
        longest=st.integers(4, 64))
-def test_segments_cover_everything_once(begin, length, bar, longest):
+def test_segments_cover_everything_once_in_whole_bars(begin, length, bar, longest):
     parts = inpaint.segments(begin, begin + length, bar, longest)
     assert parts[0][0] == begin and parts[-1][1] == begin + length
     assert all(one[1] == two[0] for one, two in itertools.pairwise(parts))
     assert all(0 < last - first <= longest for first, last in parts)
+    unit = bar if bar <= longest else unet.BEAT
+    assert all((first - begin) % unit == 0 for first, _ in parts)
 
 
 def windows_of(monkeypatch, width, begin, end, **options):
@@ -123,15 +102,14 @@ def windows_of(monkeypatch, width, begin, end, **options):
     return [row[:3] for row in seen]
 
 
-@pytest.mark.parametrize("bar", [3, 12, 16, 20, 48, 52, 66, 144])
+@pytest.mark.parametrize("bar", [3, 12, 16, 20, 66, 144])
 @pytest.mark.parametrize("open_end", [True, False])
 def test_a_segment_sees_what_comes_before_it(monkeypatch, bar, open_end):
     begin = -(-128 // bar) * bar
     end = begin + 12 * bar
-    width = begin if open_end else end + 128
-    windows = windows_of(monkeypatch, width, begin, end, bar=bar, open_end=open_end)
+    windows = windows_of(monkeypatch, begin if open_end else end + 128, begin, end, bar=bar,
+                         open_end=open_end)
     for number, (roll, mask, _) in enumerate(windows, 1):
-        assert roll.shape == mask.shape == (128, 128)
         first, in_the_middle = mask[0].argmax(), number == len(windows) and not open_end
         assert first % bar == 0 or (first % 4 == 0 and (bar > 64 or first < bar))
         assert first >= (16 if in_the_middle else 48 - min(bar, 32)) and not mask[:, :first].any()
@@ -139,23 +117,18 @@ def test_a_segment_sees_what_comes_before_it(monkeypatch, bar, open_end):
         assert np.array_equal(~mask[60, first:], roll[60, first:] == SUSTAIN), "kept notes stay"
 
 
-def test_the_last_segment_sees_what_follows(monkeypatch):
+def test_the_last_segment_sees_what_follows_or_a_known_bar_of_silence(monkeypatch):
     seen = windows_of(monkeypatch, 480, 128, 256)
     assert [mask[0].sum() for _, mask, _ in seen] == [64 + inpaint.AHEAD, 64]
     roll, mask, _ = seen[-1]
     assert mask[0].argmax() == 32 and (roll[:, 96:] == SUSTAIN).all()
-
-
-def test_the_end_of_a_piece_is_a_known_bar_of_silence(monkeypatch):
     (roll, mask, _), = windows_of(monkeypatch, 128, 80, 128)
     assert mask[0].sum() == 48 and not mask[:, -16:].any() and not roll[:, -16:].any()
-    assert mask[0, -17] and mask[0].argmax() == 64
 
 
 def test_the_density_counts_the_bars_of_the_mask(monkeypatch):
     seen = windows_of(monkeypatch, 480, 128, 256, onsets_per_bar=7.0)
     assert [onsets for *_, onsets in seen] == [7.0 * 5, 7.0 * 4]  # 80 and 64 columns
-    assert all(onsets == 0 for *_, onsets in windows_of(monkeypatch, 480, 128, 256))
 
 
 def test_the_usual_density_is_the_median_bar_of_both_sides():
@@ -198,14 +171,6 @@ def test_a_segment_decides_how_its_last_notes_end(monkeypatch):
     assert notes_of(PianoRoll(roll)).tolist() == [[60, 10, 60, 72]]
 
 
-def test_an_ending_is_the_sustain_and_the_pixel_after():
-    roll = np.array([[SUSTAIN, SUSTAIN, 0, SUSTAIN], [0, SUSTAIN, 0, 0],
-                     [200, SUSTAIN, 0, 0], [SUSTAIN] * 4])
-    found = inpaint.endings(roll.astype(np.uint8), np.array([True, True, True, False]))
-    assert found.tolist() == [[True, True, True, False], [True] + 3 * [False],
-                              [True] + 3 * [False], 4 * [False]]
-
-
 PEAK = """
 import resource, sys
 import numpy as np
@@ -224,29 +189,3 @@ def test_256_bars_take_no_more_memory_than_32():
                                        capture_output=True, check=True).stdout)
                     for bars in (32, 256))
     assert (large - small) / (2**20 if sys.platform == "darwin" else 2**10) < 64
-
-
-# ---------------------------------------------------------------- with the trained network
-
-
-def in_key(pitches, scale):
-    return np.mean(scale[pitches % 12])
-
-
-def test_new_bars_are_in_key_more_often_than_without_the_piece():
-    """Four bars after four of held-out pieces. Tolerances: 0.05 more on average, 2 notes a bar."""
-    network = unet.load(ROOT / "data" / "models" / "diffusion.safetensors")
-    control = diffusion.generate(network, 4, 20)
-    scales = [np.roll(metrics.MAJOR, tonic) for tonic in range(12)]
-    rates = []
-    for piece in [p for p in corpus.choose_pieces("builtin") if p.split == "valid"][:6]:
-        kept = read_midi(piece.path).pixels[:, :64]
-        roll = inpaint.inpaint(network, kept, 64, 128, open_end=True, sampling_steps=20,
-                               onsets_per_bar=inpaint.usual_density(kept, 64, 128))
-        old = notes_of(PianoRoll(kept))[:, 2]
-        key = max(scales, key=lambda scale, old=old: in_key(old, scale))
-        new = np.nonzero(roll[:, 64:] > SUSTAIN)[0]
-        assert len(new) >= 8
-        rates.append([in_key(new, key), in_key(metrics.notes_of_set(control, 0)[:, 3], key)])
-    new_rate, control_rate = np.mean(rates, axis=0)
-    assert new_rate > control_rate + 0.05

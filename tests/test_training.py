@@ -2,6 +2,7 @@
 
 import csv
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -30,8 +31,7 @@ class Walk:
         for step in self.training.steps():
             if step == stop_at:
                 raise KeyboardInterrupt
-            noise = np.random.default_rng(step).normal(size=3)
-            self.weights = 0.9 * self.weights + noise
+            self.weights = 0.9 * self.weights + np.random.default_rng(step).normal(size=3)
             self.film.append(step)
             self.training.record(loss=(self.weights**2).sum() if loss is None else loss, other=1.5)
         return self
@@ -42,7 +42,7 @@ def read_log(folder):
         return list(csv.DictReader(file))
 
 
-@pytest.mark.parametrize("stop_at", [4, 5, 7, 11])
+@pytest.mark.parametrize("stop_at", [4, 7, 11])
 def test_a_stopped_training_goes_on_as_if_nothing_had_happened(tmp_path, stop_at):
     whole = Walk(tmp_path / "whole").run()
     with pytest.raises(KeyboardInterrupt):
@@ -64,14 +64,6 @@ def test_the_log_holds_every_step_and_number(tmp_path):
     assert walk.training.column("other").tolist() == [1.5] * 12
 
 
-def test_numbers_that_wait_are_read_before_they_are_asked_for(tmp_path):
-    walk = Walk(tmp_path)
-    walk.training.start()
-    walk.training.record(loss=3.0)
-    assert walk.training.column("loss").tolist() == [3.0]
-    walk.training.stop()
-
-
 def test_the_checkpoint_of_an_earlier_training_is_kept(tmp_path, capsys):
     earlier = Walk(tmp_path).run()
     later = Walk(tmp_path)
@@ -81,44 +73,32 @@ def test_the_checkpoint_of_an_earlier_training_is_kept(tmp_path, capsys):
     assert kept["step"] == 12 and np.array_equal(kept["weights"], earlier.weights)
 
 
-@pytest.mark.parametrize(("about", "said"), [
-    ({"size": (1, 2)}, "another size"), ({"size": (1, 2), "seed": 4}, "another size, seed")])
-def test_other_settings_are_refused_by_name_and_touch_nothing(tmp_path, about, said):
+def test_other_settings_are_refused_by_name_and_touch_nothing(tmp_path):
     Walk(tmp_path, {"seed": 3}).run()
     before = (tmp_path / "state.npz").read_bytes()
-    with pytest.raises(MusicError, match=said + "; give the same parameters") as error:
-        Walk(tmp_path, {"seed": 3} | about, resume=True)
-    assert "\n" not in str(error.value) and "state.npz" in str(error.value)
+    with pytest.raises(MusicError, match=r"state\.npz: .* another size, seed; give the same"):
+        Walk(tmp_path, {"size": (1, 2), "seed": 4}, resume=True)
     assert (tmp_path / "state.npz").read_bytes() == before
 
 
-@pytest.mark.parametrize("content", [b"no checkpoint", b"", None])
+@pytest.mark.parametrize("content", [b"no checkpoint", b"", "of another program", "lacks a part"])
 def test_a_damaged_checkpoint_is_refused(tmp_path, content):
     Walk(tmp_path).run()
     path = tmp_path / "state.npz"
-    if content is None:
-        np.savez(path, weights=np.zeros(3))  # sound, and of another program
+    if content == "of another program":
+        np.savez(path, weights=np.zeros(3))
+    elif content == "lacks a part":
+        np.savez(path, **{name: value for name, value in np.load(path).items() if name != "film"})
     else:
         path.write_bytes(content)
-    with pytest.raises(MusicError, match=r"state\.npz: damaged; set resume to False"):
+    with pytest.raises(MusicError, match=r"state\.npz: damaged, .*set resume to False"):
         Walk(tmp_path, resume=True)
 
 
-def test_a_state_that_cannot_be_restored_is_refused_in_one_line(tmp_path):
-    walk = Walk(tmp_path).run()
-    walk.training._load = lambda state: state["no such part"]
-    with pytest.raises(MusicError, match=r"state\.npz: damaged, or made by another version"):
-        walk.training.restore()
-
-
-def test_fewer_steps_than_were_done_are_refused(tmp_path):
+def test_a_resumed_training_takes_more_steps_and_refuses_fewer(tmp_path):
     Walk(tmp_path).run()
     with pytest.raises(MusicError, match="train_steps of 12 or more"):
         Walk(tmp_path, resume=True, train_steps=8)
-
-
-def test_more_steps_than_were_done_go_on(tmp_path):
-    Walk(tmp_path).run()
     assert Walk(tmp_path, resume=True, train_steps=16).run().film == [*range(16)]
 
 
@@ -128,30 +108,9 @@ def test_a_loss_that_is_no_number_keeps_the_checkpoint_and_names_the_remedy(tmp_
         Walk(tmp_path).run(stop_at=5)
     before = (tmp_path / "state.npz").read_bytes()
     walk = Walk(tmp_path, resume=True, remedy="lower learning_rate")
-    with pytest.raises(MusicError, match="lower learning_rate, and set resume to True"):
+    with pytest.raises(MusicError, match="lower learning_rate; set resume to True"):
         walk.run(loss=bad)
     assert (tmp_path / "state.npz").read_bytes() == before
-
-
-def test_a_weight_that_is_no_number_is_never_saved(tmp_path):
-    walk = Walk(tmp_path, train_steps=1)
-    walk.save = None
-    walk.training._save = lambda: {"nested": [{"weights": np.array([1.0, np.inf])}]}
-    with pytest.raises(MusicError, match="run again: nothing was saved yet"):
-        walk.run()
-    assert not list(tmp_path.glob("*state*"))
-
-
-def test_a_save_that_fails_leaves_the_earlier_checkpoint(tmp_path):
-    def write(state, file):
-        training.write_arrays(state, file)
-        if state["step"] == 8:
-            raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        Walk(tmp_path, write=write).run()
-    assert training.read_arrays(tmp_path / "state.npz")["step"] == 4
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["log.csv", "state.npz"]
 
 
 def test_minutes_become_the_steps_that_fit():
@@ -161,21 +120,17 @@ def test_minutes_become_the_steps_that_fit():
         calls.append(1)
         time.sleep(0.2 if len(calls) == 1 else 0.01)  # the first is slow and does not count
 
-    assert 30 < training.steps_within(0.01, one_step) <= 60 and len(calls) == 7
+    assert 30 < training.steps_within(0.01, one_step) <= 60
     assert training.steps_within(0, one_step) == 4
 
 
-def test_a_resumed_run_keeps_its_number_of_steps(tmp_path):
-    walk = Walk(tmp_path, train_steps=0, minutes=1e-9)
+def test_a_resumed_run_keeps_its_number_of_steps_and_the_settings_left_open(tmp_path):
+    walk = Walk(tmp_path, {"share": 0.5}, train_steps=0, minutes=1e-9)
     assert walk.training.plan(lambda: time.sleep(0.001)) == 4
+    assert walk.training.kept("share", 0.25) == 0.25
     walk.run()
     again = Training(tmp_path / "state.npz", tmp_path / "log.csv", minutes=9.0, resume=True)
     assert again.plan(pytest.fail) == 4
-
-
-def test_a_setting_left_open_is_the_checkpoints(tmp_path):
-    assert Walk(tmp_path, {"share": 0.5}).run().training.kept("share", 0.25) == 0.25
-    again = Training(tmp_path / "state.npz", tmp_path / "log.csv", resume=True)
     assert again.kept("share", 0.25) == 0.5 and again.kept("unknown", 1) == 1
 
 
@@ -196,24 +151,17 @@ def test_pauses_and_saving_are_not_training_time(tmp_path):
         with walk.training.paused():
             time.sleep(0.3)
         walk.training.record(loss=1.0)
-    assert walk.training.seconds < 0.2
-
-
-def test_a_save_does_not_start_a_stopped_clock(tmp_path):
-    walk = Walk(tmp_path).run()
+    walk.training.save()  # does not start the clock again
     seconds = walk.training.seconds
-    walk.training.save()
     time.sleep(0.01)
-    assert walk.training.seconds == seconds
+    assert walk.training.seconds == seconds < 0.2
 
 
 def test_a_long_interval_between_checkpoints_is_cut_short(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "SAVE_EVERY_S", 0.0)
-    walk = Walk(tmp_path)
-    walk.training.start()
-    walk.training.record(loss=1.0)
+    with pytest.raises(KeyboardInterrupt):
+        Walk(tmp_path).run(stop_at=1)
     assert training.read_arrays(tmp_path / "state.npz")["step"] == 1
-    walk.training.stop()
 
 
 def test_the_other_processes_save_nothing(tmp_path):
@@ -223,14 +171,25 @@ def test_the_other_processes_save_nothing(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_ctrl_c_ends_in_one_line_with_the_remedy(tmp_path):
-    walk = Walk(tmp_path)
-    with pytest.raises(MusicError, match="stopped; run again"), walk.training.explained():
-        walk.run(stop_at=2)
-    with pytest.raises(MusicError, match="stopped; set resume to True"), walk.training.explained():
-        walk.run(stop_at=6)
-    with pytest.raises(ZeroDivisionError), walk.training.explained():
-        raise ZeroDivisionError
+def test_a_stop_ends_in_one_line_with_the_remedy(tmp_path):
+    for stop_at, said in ((2, "stopped; run again"), (6, "stopped; set resume to True")):
+        walk = Walk(tmp_path)
+        with pytest.raises(MusicError, match=said), walk.training.explained():
+            walk.run(stop_at)
     with (pytest.raises(MusicError, match=r"a process stopped \(ZeroDivisionError\); set resume"),
           walk.training.explained(processes=2)):
         raise ZeroDivisionError
+
+
+def test_styles_share_a_batch(tmp_path):
+    assert training.sources_of("", tmp_path, 7) == {"": (tmp_path, 7)}
+    assert training.sources_of("one=runs/a:4, two=b:3", tmp_path, 7) == {
+        "one": (Path("runs/a/images/diffusion/train"), 4),
+        "two": (Path("b/images/diffusion/train"), 3)}
+
+
+@pytest.mark.parametrize("styles", ["one", "one=RUN", "one=RUN:x", "one=RUN:6", "one=RUN:7, two",
+                                    "one=RUN:7, two=RUN:0", "one=RUN:8, two=RUN:-1"])
+def test_styles_that_fill_no_batch_are_refused(tmp_path, styles):
+    with pytest.raises(MusicError, match=r"write name=run_dir:images.* 7 images in all"):
+        training.sources_of(styles, tmp_path, 7)

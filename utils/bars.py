@@ -1,8 +1,8 @@
 """Where the bars of a piece begin. Explained in notebook 01.
 
-A file says where its bars lie, but what it says may be wrong: a recording turned into MIDI often
-counts from the moment when the recorder was started. So the notes are asked, too. Music marks the
-beginning of a bar: the bass moves, the harmony changes, long notes begin.
+What a file says may be wrong: a recording turned into MIDI often counts from the moment when the
+recorder was started. So the notes are examined too. Music marks the beginning of a bar: the bass
+moves, the harmony changes, long notes begin.
 """
 
 import numpy as np
@@ -26,10 +26,9 @@ def bar_lines(notes: np.ndarray, steps: int, signatures: list[tuple[int, int, in
     """The columns where bars begin, int64, in order, from the first note's bar to the last one's.
 
     `notes` is int `[N, 4]` as in `pianoroll.notes_of`, `steps` the length of the piece in columns,
-    `signatures` are (column, numerator, denominator). The file's own bars are kept unless the notes
-    contradict them, or they are single beats; then `best_lines` finds bars of 4/4, and the first
-    may begin before column 0. A piece with few notes, or one that is played freely, keeps the bars
-    of its file.
+    `signatures` are as in `lines_of`. The file's own bars are kept unless they are single beats or
+    the notes contradict them; then they are bars of 4/4, and the first may begin before column 0.
+    With few notes, or where it is played freely, a piece keeps the bars of its file.
     """
     own = lines_of(signatures, steps, steps_per_beat)
     fine = steps_per_beat // 4
@@ -41,8 +40,8 @@ def bar_lines(notes: np.ndarray, steps: int, signatures: list[tuple[int, int, in
     if beats.max() - np.median(beats) < FREE:
         return own
     lines = best_lines(score, int(beats.argmax()))
-    groups = len(own) > 1 and np.median(np.diff(own)) > steps_per_beat
-    if groups and not _contradict(score, beats, lines, own // fine):
+    single_beats = len(own) < 2 or np.median(np.diff(own)) <= steps_per_beat
+    if not single_beats and not _contradict(score, beats, lines, own // fine):
         return own
     if sixteenths[:, 0].min() < lines[0]:
         lines = np.append(lines[0] - BAR, lines)
@@ -65,7 +64,7 @@ def lines_of(signatures: list[tuple[int, int, int]], steps: int, steps_per_beat:
 
 
 def _contradict(score: np.ndarray, beats: np.ndarray, best: np.ndarray, own: np.ndarray) -> bool:
-    """Whether the notes speak for the bars `best`, of 4/4, and against `own`."""
+    """Whether the notes contradict the bars `own` and fit the bars `best`, of 4/4."""
     length = np.median(np.diff(own))
     if length % 4:  # 3/8, 5/8, 7/8: bars that quarter notes do not fill
         return False
@@ -84,18 +83,17 @@ def cues(notes: np.ndarray, steps: int) -> np.ndarray:
     start, length, pitch, _ = notes.astype(int).T
     length = np.minimum(length, steps - start)
     beats = np.minimum(length, BAR) / 4
-    count = np.bincount(start, minlength=steps).astype(float)
+    count = np.bincount(start, minlength=steps)
     duration = np.bincount(start, beats, minlength=steps)
     before = np.cumsum(length) - length  # pixels of the notes before it
-    column = np.repeat(start - before, length) + np.arange(length.sum())  # of each pixel of each
+    column = np.repeat(start - before, length) + np.arange(length.sum())  # of each note's pixels
     lowest = np.full(steps, 128)
     np.minimum.at(lowest, column, np.repeat(pitch, length))
     is_bass = pitch <= minimum_filter1d(lowest, 9)[start] + 2
     bass = np.zeros(steps)
     np.maximum.at(bass, start[is_bass], beats[is_bass] + 0.5)
     classes = np.bincount(np.repeat(pitch % 12, length) * steps + column, minlength=12 * steps)
-    classes = classes.reshape(12, steps)
-    total = np.pad(classes.cumsum(axis=1), ((0, 0), (9, 8)), mode="edge")
+    total = np.pad(classes.reshape(12, steps).cumsum(axis=1), ((0, 0), (9, 8)), mode="edge")
     total[:, :9] = 0
     before, after = total[:, 8:-9] - total[:, :-17], total[:, 16:-1] - total[:, 8:-9]
     norm = np.sqrt((before**2).sum(axis=0) * (after**2).sum(axis=0))

@@ -5,6 +5,7 @@ request has an `id` and says `what`; the answer has the same `id` and is of the 
 progress, done or error. Notes in them are rows of start, length, pitch and velocity.
 """
 
+import itertools
 import math
 import tempfile
 import threading
@@ -18,7 +19,7 @@ import traitlets
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from utils import audio, diffusion, harmony, pianoroll, show
+from utils import diffusion, harmony, pianoroll, show
 from utils.diffusion import WIDTH
 from utils.files import MusicError
 from utils.pianoroll import DIFFUSION, PianoRoll
@@ -31,7 +32,7 @@ COLORS = ("#ff922b", "#4dabf7")  # of a note, by who wrote it
 
 
 class Stopped(Exception):
-    """Raised within a step to stop the sampling."""
+    """Raised while a prediction is shown, to stop the sampling."""
 
 
 class Canvas(anywidget.AnyWidget):
@@ -50,7 +51,7 @@ class Canvas(anywidget.AnyWidget):
 
     def __init__(self, network: torch.nn.Module, run_dir: str | Path, midi_file: str | Path = "",
                  seed: int = 0):
-        song = load_song(midi_file) if midi_file else new_song()
+        song = load_song(midi_file) if midi_file else {"notes": [], "name": "drawn"}
         super().__init__(notes=song.pop("notes"), song=song, seed=seed)
         self.network, self.folder = network, Path(run_dir) / "midi" / "drawn"
         self.stopping, self.turn = threading.Event(), threading.Lock()
@@ -63,46 +64,44 @@ class Canvas(anywidget.AnyWidget):
 
     def _receive(self, _widget: object, message: dict, buffers: list) -> None:
         """Starts what is asked for in a thread, so that the notebook stays free."""
-        if message.get("what") == "stop":
+        if message["what"] == "stop":
             self.stopping.set()
             return
         self.send({"id": message["id"], "kind": "started"})
-        threading.Thread(target=self._answer, args=(message, buffers), daemon=True).start()
+        threading.Thread(target=self._reply, args=(message, buffers), daemon=True).start()
 
-    def _answer(self, message: dict, buffers: list) -> None:
+    def _reply(self, message: dict, buffers: list) -> None:
         """Sends the answer to one message, or what went wrong in one line."""
-        answer, data = {}, []
+        data = []
         try:
             with self.turn:
                 self.stopping.clear()
-                match message["what"]:
-                    case "generate":
-                        answer = {"notes": fill(self.network, message["request"],
-                                                lambda **seen: self._show(message["id"], **seen))}
-                    case "play":
-                        drawn = piano_roll_of(message["notes"], message["tempo"])
-                        answer = {"url": audio_of(drawn)}
-                    case "save":
-                        path = save(piano_roll_of(message["notes"], message["tempo"]), self.folder,
-                                    message["name"])
-                        answer, data = {"name": path.name, "where": path.as_posix()}, [
-                            path.read_bytes()]
-                    case "load":
-                        answer = {"song": load_bytes(message["name"], bytes(buffers[0]))}
+                answer = {"kind": "done"} | self._answer(message, buffers)
+            data = [answer.pop("data")] if "data" in answer else []
         except Stopped:
             return
         except Exception as error:  # whatever it is, the reader of the canvas is told
             known = isinstance(error, MusicError)
             text = str(error) if known else f"{type(error).__name__}: {error}"
-            self.send({"id": message["id"], "kind": "error", "text": show.one_line(text, 300)})
-            return
-        self.send({"id": message["id"], "kind": "done", **answer}, data)
+            answer = {"kind": "error", "text": show.one_line(text, 300)}
+        self.send({"id": message["id"]} | answer, data)
 
-    def _show(self, number: str, **seen: object) -> None:
-        if self.stopping.is_set():
-            raise Stopped
-        if seen["notes"] is not None:
-            self.send({"id": number, "kind": "progress", **seen})
+    def _answer(self, message: dict, buffers: list) -> dict:
+        """What a message asks for; `data` are bytes."""
+        def show_step(**seen: object) -> None:
+            if self.stopping.is_set():
+                raise Stopped
+            self.send({"id": message["id"], "kind": "progress", **seen})
+
+        if message["what"] == "generate":
+            return {"notes": fill(self.network, message["request"], show_step)}
+        if message["what"] == "load":
+            return {"song": load_bytes(message["name"], bytes(buffers[0]))}
+        drawn = piano_roll_of(message["notes"], message["tempo"])
+        if message["what"] == "play":
+            return {"url": show.data_uri(show.mp3_of(drawn), "audio/mpeg")}
+        path = save(drawn, self.folder, message["name"])
+        return {"name": path.name, "where": path.as_posix(), "data": path.read_bytes()}
 
 
 # ---------------------------------------------------------------- generate
@@ -127,8 +126,8 @@ def fill(network: torch.nn.Module, request: dict, watch: Callable | None = None,
     `keep` are notes that stay, `vary` notes that are the beginning of a variation of `strength`;
     they count from the first column shown, as the `selection` does. `chords` hold from the first of
     `lines` on, the piece's bar lines; `left` is the piece's column that is shown first. `density`
-    counts new notes a bar. `watch(notes=…, share=…)` sees some steps' predictions, and may raise.
-    Raises `MusicError` for chords or a scale that cannot be read, or a region without a free pixel.
+    counts new notes a bar. `watch(notes=…, share=…)` sees each third step's prediction, and may
+    raise. Raises `MusicError` for chords or a scale that cannot be read, or a full region.
     """
     keep, vary = window_of(request["keep"]), window_of(request["vary"])
     mask = masked_region(keep, request["selection"])
@@ -143,10 +142,9 @@ def fill(network: torch.nn.Module, request: dict, watch: Callable | None = None,
     total = math.ceil(request["strength"] * sampling_steps)
 
     def follow(step: int, _x_t: torch.Tensor, x_0: torch.Tensor) -> None:
-        roll = None
         if step % SHOWN_EVERY == 0:
             roll = pianoroll.from_planes(network.planes(x_0)[0].cpu().numpy())
-        watch(notes=None if roll is None else new_notes(roll, mask), share=(step + 1) / total)
+            watch(notes=new_notes(roll, mask), share=(step + 1) / total)
 
     roll = np.where(mask, vary, keep)
     found = diffusion.generate(network, 1, sampling_steps, request["seed"] % 2**32, roll=roll,
@@ -172,12 +170,6 @@ def window_of(rows: list[list[int]]) -> np.ndarray:
 
 
 # ---------------------------------------------------------------- songs, sound and files
-
-
-def new_song() -> dict:
-    """Eight empty bars."""
-    return {"notes": [], "steps": WIDTH, "lines": list(range(0, WIDTH, 16)), "tempo": 120.0,
-            "name": "drawn"}
 
 
 def piano_roll_of(rows: list[list[int]], tempo_bpm: float) -> PianoRoll:
@@ -222,9 +214,8 @@ def load_song(path: str | Path) -> dict:
 
 def load_bytes(name: str, data: bytes) -> dict:
     """`load_song` of a file that the browser sends. Its name is never used as a path."""
-    stem = "".join(c if c.isalnum() or c in " -_." else "_" for c in Path(name).stem)[:60]
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, f"{stem.strip('. ') or 'loaded'}.mid")
+        path = Path(folder, show.download_name(Path(name).stem))
         path.write_bytes(data)
         try:
             return load_song(path)
@@ -232,19 +223,8 @@ def load_bytes(name: str, data: bytes) -> dict:
             raise MusicError(str(error).replace(str(path), path.name)) from None
 
 
-def audio_of(picture: PianoRoll) -> str:
-    """The sound of a piano roll, as an MP3 in a data URI. Raises `MusicError` for silence."""
-    with tempfile.TemporaryDirectory() as folder:
-        midi, wav = Path(folder, "drawn.mid"), Path(folder, "drawn.wav")
-        pianoroll.to_midi(picture).write(str(midi))
-        audio.midi_to_wav(midi, wav, sample_rate=show.PLAYER_RATE_HZ)
-        return show.data_uri(show.mp3_of(wav), "audio/mpeg")
-
-
 def save(picture: PianoRoll, folder: Path, name: str) -> Path:
     """Write a MIDI file under a number that is free: `drawn_1.mid`, `drawn_2.mid` and so on."""
-    stem = "".join(c if c.isalnum() or c in "-_" else "_" for c in name)[:60] or "drawn"
-    number = 1
-    while (folder / f"{stem}_{number}.mid").exists():
-        number += 1
-    return pianoroll.save_midi(picture, folder / f"{stem}_{number}.mid")
+    stem = Path(show.download_name(name)).stem
+    paths = (folder / f"{stem}_{number}.mid" for number in itertools.count(1))
+    return pianoroll.save_midi(picture, next(path for path in paths if not path.exists()))

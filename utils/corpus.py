@@ -32,17 +32,17 @@ from utils.sources import collection_folder
 
 SPLITS = ("train", "valid")
 FOLDERS = [f"{preset}/{split}" for preset in PRESETS for split in SPLITS]
-VALID_SHARE = 0.1  # of the pieces, where a collection has no official split
-POP909_TRAIN = 720  # ids up to this one are trained on
-BATCH = {"png": 8, "parquet": 256}  # files to a task, to a record of what is done, to a shard
-ROWS_AT_ONCE = 256  # of a parquet file in memory
+VALID_SHARE = 0.1  # of the pieces, where a collection has no split of its own
+BATCH = {"png": 8, "parquet": 256}  # MIDI files to a task, to a record of what is done, to a shard
 METADATA = ("file_name", "source", "start_step", "tempo")
-OURS = re.compile(r".*_\d{4,}\.png|[0-9a-f]{32}\.parquet|metadata\.csv|\.\d+-.*")  # files made here
+OURS = re.compile(r".*_\d{4,}\.png|[0-9a-f-]{32,}\.(parquet|json)|metadata\.csv|\.\d+-.*")
+IN_MEMORY = 16_384  # images that a stream holds; a larger collection is read again and again
+ROWS_AT_ONCE = 256  # that are written to or read from a parquet file
 
 CPU_S = 2.0  # a file, in a child process; processor time, so that a busy machine changes nothing
 WALL_S = 60.0  # a file, where it waits for a disk or where processor time cannot be limited
 MEMORY_MIB = 400  # for a child process, on top of the interpreter and its libraries
-FROM_OUTSIDE = {-signal.SIGINT, -signal.SIGTERM, signal.SIGTERM, -9, -1}  # exit codes; -9: SIGKILL
+OUTSIDE = {signal.SIGTERM, -signal.SIGTERM, -9}  # exit codes; 9 is SIGKILL, on Windows without name
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +68,9 @@ class Summary:
 
 
 def find_midi(midi_dir: str | Path) -> list[Path]:
-    """Every .mid and .midi file below a folder, in order, at any depth (links to folders are not
-    followed), or of an archive or a collection by name."""
-    folder = collection_folder(midi_dir)
-    found = sorted(Path(root, name) for root, _, names in os.walk(folder) for name in names
+    """Every .mid and .midi file of a folder, an archive or a named collection, at any depth."""
+    found = sorted(Path(root, name) for root, _, names in os.walk(collection_folder(midi_dir))
+                   for name in names
                    if name.lower().endswith((".mid", ".midi")) and name[:2] != "._")
     if not found:
         raise MusicError(f"{midi_dir}: no MIDI files (.mid, .midi) in it; set midi_dir to a folder "
@@ -79,72 +78,74 @@ def find_midi(midi_dir: str | Path) -> list[Path]:
     return found
 
 
-def official_split(folder: Path) -> Callable[[str], str] | None:
-    """The publisher's split as a function of `source`, for MAESTRO and POP909; else None."""
+def known_split(folder: Path) -> Callable[[str], str] | None:
+    """The split of a known collection, as a function of `source`; None for other collections.
+
+    MAESTRO's is its publisher's. POP909 has none: this project holds its last songs out.
+    """
     for table in sorted(folder.glob("maestro-v*.csv")):
         with table.open(encoding="utf-8", newline="") as file:
             splits = {row["midi_filename"]: row["split"] for row in csv.DictReader(file)}
-        return lambda source: {"validation": "valid"}.get(s := splits.get(source, "test"), s)
+        return lambda source: splits.get(source, "test").replace("validation", "valid")
     if folder.name.lower().startswith("pop909"):
-        return lambda source: "train" if int("0" + re.sub(r"\D", "", Path(source).stem)[:3]) \
-            <= POP909_TRAIN else "valid"
+        return lambda source: "valid" if "720" < Path(source).stem[:3] <= "909" else "train"
     return None
 
 
 def choose_pieces(midi_dir: str | Path, max_files: int = 0, seed: int = 0) -> list[Piece]:
-    """The pieces of a collection with their split, by name.
+    """The pieces of a collection with their split, in order of `source`.
 
-    The split is the publisher's where there is one (its test pieces are left out). Otherwise a
+    The split is that of `known_split` (MAESTRO's test pieces are left out). In other collections a
     tenth of the whole MIDI files is held out, chosen by seed and content, so a copy under another
     name lands on the same side. `max_files` above 0 keeps that many, chosen by seed, each split in
     proportion.
     """
-    paths, folder = find_midi(midi_dir), collection_folder(midi_dir)
+    paths = find_midi(folder := collection_folder(midi_dir))
     read = joblib.Parallel(n_jobs=8, prefer="threads")  # a disk may be slow
     digests, whole = zip(*read(map(joblib.delayed(_digest), paths)), strict=True)
     rank = {digest: hashlib.sha256(f"{seed}:{digest}".encode()).hexdigest() for digest in digests}
     order = sorted(set(itertools.compress(digests, whole)), key=rank.get)
     held_out = set(order[: max(1, round(len(order) * VALID_SHARE)) if len(order) > 1 else 0])
-    official = official_split(folder) or (lambda _: None)
-    sources = [printable(path.relative_to(folder).as_posix()) for path in paths]
-    pieces = [Piece(str(path.absolute()), source,
-                    official(source) or ("valid" if digest in held_out else "train"), digest)
-              for path, source, digest in zip(paths, sources, digests, strict=True)]
-    pieces = [piece for piece in pieces if piece.split in SPLITS]
+    split_of = known_split(folder)
+    pieces = []
+    for path, digest in zip(paths, digests, strict=True):
+        source = printable(path.relative_to(folder).as_posix())
+        split = split_of(source) if split_of else "valid" if digest in held_out else "train"
+        if split in SPLITS:
+            pieces.append(Piece(str(path.absolute()), source, split, digest))
     if 0 < max_files < len(pieces):
         pieces.sort(key=lambda piece: rank[piece.digest])
         train, valid = ([p for p in pieces if p.split == split] for split in SPLITS)
-        share = min(len(valid), max(1, round(max_files * len(valid) / len(pieces))))
-        share = 0 if max_files == 1 else share
-        pieces = train[: max_files - share] + valid[:share]
+        share = max(1, round(max_files * len(valid) / len(pieces))) if max_files > 1 else 0
+        valid = valid[:share]
+        pieces = train[: max_files - len(valid)] + valid
     return sorted(pieces, key=lambda piece: piece.source)
 
 
 def _digest(path: Path) -> tuple[str, bool]:
-    """sha256 of the file, and whether it is whole MIDI; of its name where it cannot be read (its
-    conversion will say why)."""
+    """sha256 of the file, of its name where it cannot be read; and whether it is whole MIDI."""
     try:
         with path.open("rb") as file:
-            data = file.read(pianoroll.MAX_BYTES + 1)
+            data = file.read(pianoroll.MAX_BYTES)
+        digest = hashlib.sha256(data).hexdigest()
+        pianoroll.with_note_offs(data)
     except OSError:
         return hashlib.sha256(os.fsencode(path)).hexdigest(), False
-    whole = False
-    with contextlib.suppress(MusicError):
-        whole = bool(pianoroll.split_midi(data))
-    return hashlib.sha256(data).hexdigest(), whole
+    except MusicError:
+        return digest, False
+    return digest, True
 
 
 def image_names(pieces: list[Piece]) -> list[str]:
-    """A file name without suffix for each piece: readable, safe everywhere, unique, the same for
-    the same source."""
+    """A file name without suffix for each piece: safe on every disk, unique, and the same for the
+    same source. It is the file's own where possible, else it ends in a hash of the source."""
     clean = [re.sub(r"[^\w.+-]+", "_", piece.source.replace("/", "__")) for piece in pieces]
     stems = [name.removesuffix(".midi").removesuffix(".mid").encode()[:150].decode(errors="ignore")
              for name in clean]
-    known = collections.Counter(stem.lower() for stem in stems)  # some disks ignore case
-    plain = [stem == Path(piece.source).stem for stem, piece in zip(stems, pieces, strict=True)]
-    tags = [hashlib.sha256(piece.source.encode()).hexdigest()[:8] for piece in pieces]
-    return [stem if is_plain and known[stem.lower()] == 1 else f"{stem}-{tag}"
-            for stem, is_plain, tag in zip(stems, plain, tags, strict=True)]
+    count = collections.Counter(stem.lower() for stem in stems)  # some disks ignore case
+    return [stem if count[stem.lower()] == 1 and stem == Path(piece.source).stem
+            else f"{stem}-{hashlib.sha256(piece.source.encode()).hexdigest()[:8]}"
+            for stem, piece in zip(stems, pieces, strict=True)]
 
 
 # ---------------------------------------------------------------- a file in a child process
@@ -175,20 +176,11 @@ def guarded(pool: pebble.ProcessPool, function: Callable, *args: object) -> obje
     """
     try:
         return pool.schedule(_timed, (function, *args), timeout=WALL_S).result()
-    except pebble.ProcessExpired as death:
-        if death.exitcode == -getattr(signal, "SIGPROF", 0):
-            raise MusicError(f"takes longer than {CPU_S:.0f} seconds; leave it out") from None
-        if death.exitcode in FROM_OUTSIDE:
+    except (pebble.ProcessExpired, TimeoutError, MemoryError) as error:
+        if getattr(error, "exitcode", 0) in OUTSIDE:
             raise Stopped("its reader was stopped from outside; run notebook 01 again") from None
-        raise MusicError("crashes the reader; the file is damaged, leave it out") from None
-    except TimeoutError:
-        raise MusicError(f"takes longer than {WALL_S:.0f} seconds; leave it out") from None
-    except MemoryError:
-        raise MusicError(f"needs more than {MEMORY_MIB} MiB of memory; leave it out") from None
-    except Exception:
-        if not pool.active:
-            raise Stopped("its reader was stopped from outside; run notebook 01 again") from None
-        raise
+        raise MusicError(f"crashes the reader, or takes it more than {CPU_S:.0f} seconds or "
+                         f"{MEMORY_MIB} MiB of memory; leave it out") from None
 
 
 def _limit_memory() -> None:
@@ -202,12 +194,9 @@ def _limit_memory() -> None:
 
 def _timed(function: Callable, *args: object) -> object:
     """`function(*args)`; the signal SIGPROF ends the process after `CPU_S`."""
-    timer = getattr(signal, "setitimer", lambda *_: None)  # Windows has none
-    timer(getattr(signal, "ITIMER_PROF", 0), CPU_S)
-    try:
-        return function(*args)
-    finally:
-        timer(getattr(signal, "ITIMER_PROF", 0), 0)
+    if hasattr(signal, "setitimer"):  # not on Windows
+        signal.setitimer(signal.ITIMER_PROF, CPU_S)  # it stands still while the process waits
+    return function(*args)
 
 
 # ---------------------------------------------------------------- conversion in bulk
@@ -221,9 +210,9 @@ def convert(midi_dir: str | Path, run_dir: str | Path, steps_per_beat: int = 4, 
     `midi_dir` is a folder, an archive or a collection's name (`utils.sources`), `hop` that of
     `pianoroll.windows`. The files are the same bytes whatever `jobs` is (-1: one process a core);
     within `joblib.parallel_config(backend="dask")` a cluster does the work. What an earlier call
-    with the same settings finished is not done again; images of other settings are removed. Files
-    that give no image of their own are listed with the reason in `images/skipped.csv`. A window
-    with the pixels of another is kept once, so no piece is in both splits, under whatever name.
+    with the same settings finished is not done again; images of other settings are removed. Of
+    windows with the same pixels the first is kept. `images/skipped.csv` names the files that gave
+    no image of their own, with the reason.
     """
     if storage not in BATCH:
         raise MusicError(f"storage={storage!r}: choose 'png' or 'parquet'")
@@ -241,68 +230,92 @@ def convert(midi_dir: str | Path, run_dir: str | Path, steps_per_beat: int = 4, 
     return made
 
 
-def _convert_pieces(pieces: list[Piece], images: Path, jobs: int, *settings: str | int) -> Summary:
-    """Convert in parallel, and write what comes in order: the training pieces, then the others."""
+def _convert_pieces(pieces: list[Piece], images: Path, jobs: int, storage: str, *settings: int
+                    ) -> Summary:
+    """Convert the training pieces, then the others, and write the tables."""
     named = sorted(zip(pieces, image_names(pieces), strict=True),
                    key=lambda pair: SPLITS.index(pair[0].split))
-    storage, size = settings[0], BATCH[settings[0]]
-    batches = [named[i : i + size] for i in range(0, len(named), size)]
-    paths = [images / ".done" / f"{_fingerprint(batch, *settings)}.json" for batch in batches]
-    _remove_others(images, set(paths))
-    done = {path for path in paths if path.is_file()}
-    todo = [batch for batch, path in zip(batches, paths, strict=True) if path not in done]
-    seen: dict[str, tuple[str, str]] = {}  # digest of a window: the file and source that has it
-    skipped, counts, tables = [], dict.fromkeys(FOLDERS, 0), {folder: [] for folder in FOLDERS}
-    with _shared_pool(jobs), tqdm(total=len(pieces), unit="file", desc="MIDI → images") as bar:
-        fresh = joblib.Parallel(n_jobs=jobs, return_as="generator", prefer="threads")(
-            joblib.delayed(_convert_batch)(batch, *settings) for batch in todo)
-        for batch, path in zip(batches, paths, strict=True):
-            record = _read_record(path) if path in done else next(fresh)
-            if path not in done or not _is_current(images, record, seen):
-                record = record if path not in done else _convert_batch(batch, *settings)
-                _write(images, path, record, seen)
-            skipped += map(tuple, record["skipped"])
-            for row in record["rows"]:
-                if not row["twin"]:
-                    counts[row["folder"]] += 1
-                    if storage == "png":
-                        tables[row["folder"]].append([row[column] for column in METADATA])
-            bar.update(len(batch))
-    for folder, rows in tables.items() if storage == "png" else ():
-        write_table(images / folder / "metadata.csv", METADATA, rows)
+    skipped, tables = [], {folder: [] for folder in FOLDERS}
+    for record in _records(named, images, jobs, storage, settings):
+        skipped += map(tuple, record["skipped"])
+        for row in record["rows"]:
+            tables[row["folder"]].append([row[column] for column in METADATA])
+    if storage == "png":
+        for folder, rows in tables.items():
+            write_table(images / folder / "metadata.csv", METADATA, rows)
     write_table(images / "skipped.csv", ("file", "reason"), sorted(skipped))
+    counts = {folder: len(rows) for folder, rows in tables.items()}
     return Summary(counts, sorted(skipped), len(pieces))
 
 
-def _convert_batch(batch: list[tuple[Piece, str]], storage: str, *settings: int) -> dict:
+def _records(named: list[tuple[Piece, str]], images: Path, jobs: int, storage: str,
+             settings: tuple[int, ...]) -> Iterator[dict]:
+    """What each batch of pieces gave, in order: read from `images/.done` where an earlier run made
+    it, then converted in parallel and written. A record's name depends on all pieces and settings.
+    """
+    what = [(name, piece.source, piece.split, piece.digest) for piece, name in named]
+    key = hashlib.sha256(json.dumps([what, storage, *settings]).encode()).hexdigest()[:32]
+    batches = [named[i : i + BATCH[storage]] for i in range(0, len(named), BATCH[storage])]
+    paths = [images / ".done" / f"{key}-{number:05d}.json" for number in range(len(batches))]
+    done = _finished(images, paths)
+    yield from done
+    seen = {row["digest"]: row["source"] for record in done for row in record["rows"]}
+    todo, final = batches[len(done) :], True
+    with (child_processes(joblib.effective_n_jobs(jobs)) as _pools["here"],
+          tqdm(total=len(named), unit="file", desc="MIDI → images") as bar):
+        bar.update(len(named) - sum(map(len, todo)))
+        fresh = joblib.Parallel(n_jobs=jobs, return_as="generator", prefer="threads")(
+            joblib.delayed(_convert_batch)(batch, *settings) for batch in todo)
+        for batch, path, record in zip(todo, paths[len(done) :], fresh, strict=True):
+            _drop_duplicates(record, seen)
+            _write_images(images, record["rows"], storage, path.stem)
+            final &= record["final"]
+            if final:  # else the next run makes it again, and what may be its duplicates
+                write_json(path, record)
+            yield record
+            bar.update(len(batch))
+
+
+def _finished(images: Path, paths: list[Path]) -> list[dict]:
+    """The records that an earlier run wrote, up to the first that lacks an image.
+
+    Removes all other records and images made here: those of other settings, and what a killed run
+    left half-done.
+    """
+    records, kept = [], set()
+    for path in paths:
+        record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        files = {images / row["file"] for row in record.get("rows", ())}
+        if not record or not all(map(Path.is_file, files)):
+            break
+        records.append(record)
+        kept |= files | {path}
+    for folder in (".done", "", *FOLDERS):
+        for path in (images / folder).glob("*"):
+            if OURS.fullmatch(path.name) and path not in kept:
+                path.unlink()
+    return records
+
+
+_pools: dict[str, pebble.ProcessPool] = {}  # that of this process, if it is no dask worker
+
+
+def _convert_batch(batch: list[tuple[Piece, str]], *settings: int) -> dict:
     """The record of a few files: a row a window, each with its PNG, and what is skipped and why.
     It is "final" unless a child process was stopped from outside."""
-    record = {"storage": storage, "rows": [], "skipped": [], "final": True}
-    with contextlib.nullcontext(_pools[-1]) if _pools else child_processes(1) as pool:
+    record = {"rows": [], "skipped": [], "final": True}
+    shared = "here" in _pools and _pools["here"].active
+    with contextlib.nullcontext(_pools["here"]) if shared else child_processes(1) as pool:
         for piece, name in batch:
             try:
                 record["rows"] += guarded(pool, _convert_piece, piece, name, *settings)
-            except Exception as error:  # no fault in one file, of ours either, stops the others
-                reason = str(error).removeprefix(f"{piece.path}: ")
-                if not isinstance(error, MusicError):
-                    reason = f"the reader fails ({reason.partition(chr(10))[0]}); leave it out"
-                record["skipped"].append((piece.source, reason))
+            except MusicError as error:
+                record["skipped"].append((piece.source, str(error).removeprefix(f"{piece.path}: ")))
                 record["final"] &= not isinstance(error, Stopped)
+            except Exception as error:  # no fault of ours in one file stops the others
+                reason = f"the reader fails ({error!r:.60}); leave it out"
+                record["skipped"].append((piece.source, reason))
     return record
-
-
-_pools: list[pebble.ProcessPool] = []  # of this process while it converts; none in a dask worker
-
-
-@contextlib.contextmanager
-def _shared_pool(jobs: int) -> Iterator[None]:
-    """Child processes for all batches that are converted in this process."""
-    with child_processes(joblib.effective_n_jobs(jobs)) as pool:
-        _pools.append(pool)
-        try:
-            yield
-        finally:
-            _pools.remove(pool)
 
 
 def _convert_piece(piece: Piece, name: str, steps_per_beat: int, hop: int) -> list[dict]:
@@ -321,95 +334,49 @@ def _convert_piece(piece: Piece, name: str, steps_per_beat: int, hop: int) -> li
     return rows
 
 
-# ---------------------------------------------------------------- records, files and tables
+def _drop_duplicates(record: dict, seen: dict[str, str]) -> None:
+    """Drop the windows that were seen before; a file that loses all its windows is skipped."""
+    kept, twins = [], {}
+    for row in record["rows"]:
+        if row["digest"] in seen:
+            twins[row["source"]] = seen[row["digest"]]
+        else:
+            seen[row["digest"]] = row["source"]
+            kept.append(row)
+    record["rows"] = kept
+    sources = {row["source"] for row in kept}
+    record["skipped"] += [(source, f"a duplicate of {twin}") for source, twin in twins.items()
+                          if source not in sources]
 
 
-def _fingerprint(batch: list[tuple[Piece, str]], *settings: object) -> str:
-    todo = [(piece.source, piece.split, piece.digest, name) for piece, name in batch]
-    return hashlib.sha256(json.dumps([todo, *settings]).encode()).hexdigest()[:32]
-
-
-def _read_record(path: Path) -> dict:
-    """What a batch became."""
-    return json.loads(path.read_text(encoding="utf-8"))  # it was written whole or not at all
-
-
-def _file_of(row: dict) -> str:
-    """The file that holds a row's image, below `images`."""
-    return f"{row['folder']}/{row.get('shard', row['file_name'])}"
-
-
-def _twin(row: dict, seen: dict[str, tuple[str, str]]) -> str:
-    """The source of an earlier window with the same pixels; "" for the first one."""
-    first = seen.setdefault(row["digest"], (row["file_name"], row["source"]))
-    return "" if first[0] == row["file_name"] else first[1]
-
-
-def _is_current(images: Path, record: dict, seen: dict[str, tuple[str, str]]) -> bool:
-    """Whether a record's files are there and its duplicates are still those of today."""
-    return (all(row["twin"] == _twin(row, seen) for row in record["rows"])
-            and all((images / file).is_file()
-                    for file in {_file_of(row) for row in record["rows"] if not row["twin"]}))
-
-
-def _write(images: Path, path: Path, record: dict, seen: dict[str, tuple[str, str]]) -> None:
-    """Write the images of a fresh record, but for duplicates, and then the record."""
-    rows, shard = record["rows"], f"{path.stem}.parquet"
-    for row in rows:
-        row["twin"] = _twin(row, seen)
-    kept = {row["source"] for row in rows if not row["twin"]}
-    duplicates = {row["source"]: row["twin"] for row in rows if row["source"] not in kept}
-    record["skipped"] += [(source, f"a duplicate of {of}") for source, of in duplicates.items()]
+def _write_images(images: Path, rows: list[dict], storage: str, shard: str) -> None:
+    """Write the PNG of each row to a file, or those of each folder to one parquet file. In each
+    row the PNG is replaced by the path of that file below `images`."""
     try:
         for folder in FOLDERS:
             (images / folder).mkdir(parents=True, exist_ok=True)
             own = [row for row in rows if row["folder"] == folder]
-            if record["storage"] == "parquet":
-                write_shard(images / folder / shard, [row for row in own if not row["twin"]])
+            if storage == "parquet" and own:
+                write_shard(images / folder / f"{shard}.parquet", own)
             for row in own:
-                png = row.pop("png")
-                if record["storage"] == "parquet":
-                    row["shard"] = shard
-                elif row["twin"]:
-                    (images / _file_of(row)).unlink(missing_ok=True)
-                else:
-                    (images / _file_of(row)).write_bytes(png)
+                name, png = row["file_name"], row.pop("png")
+                row["file"] = f"{folder}/{name if storage == 'png' else f'{shard}.parquet'}"
+                if storage == "png":
+                    (images / row["file"]).write_bytes(png)
     except OSError as error:
         raise MusicError(f"{images}: cannot be written ({error.strerror}); free some disk space, "
                          "or choose another run_dir") from None
-    if record["final"]:
-        write_json(path, record)
 
 
 def write_shard(path: Path, rows: list[dict]) -> None:
-    """Write rows (`METADATA` and the PNG's bytes as "png") as one parquet file; none if empty."""
-    if not rows:
-        path.unlink(missing_ok=True)
-        return
+    """Write rows (`METADATA` and the PNG's bytes as "png") as one parquet file."""
     import datasets  # here, since it takes a second
     datasets.disable_progress_bars()
-    features = {"image": datasets.Image()} | {
-        name: datasets.Value(kind) for name, kind in
-        zip(METADATA, ("string", "string", "int64", "float64"), strict=True)}
-    columns = {"image": [{"bytes": row["png"], "path": row["file_name"]} for row in rows]} | {
-        name: [row[name] for row in rows] for name in METADATA}
+    images = datasets.Dataset.from_list([
+        {"image": {"bytes": row["png"], "path": row["file_name"]}} | {
+            name: row[name] for name in METADATA} for row in rows])
     with atomic(path) as temporary:
-        datasets.Dataset.from_dict(columns, datasets.Features(features)).to_parquet(
-            temporary, batch_size=ROWS_AT_ONCE)
-
-
-def _remove_others(images: Path, records: set[Path]) -> None:
-    """Remove the records and images of other settings, and what a killed run left half-done."""
-    kept = set()
-    for path in (images / ".done").glob("*"):
-        if path in records:
-            kept |= {_file_of(row) for row in _read_record(path)["rows"] if not row["twin"]}
-        else:
-            path.unlink()
-    for folder in ("", *FOLDERS):
-        for path in (images / folder).glob("*"):
-            if OURS.fullmatch(path.name) and f"{folder}/{path.name}" not in kept:
-                path.unlink()
+        images.cast_column("image", datasets.Image()).to_parquet(temporary, ROWS_AT_ONCE)
 
 
 # ---------------------------------------------------------------- images of a run
@@ -419,7 +386,7 @@ def ensure_images(run_dir: str | Path, preset_name: str) -> Path:
     """The run's folder of images for a preset; empty, it is filled from the built-in corpus."""
     images = Path(run_dir) / "images"
     folder = images / preset_name
-    if not _has_images(folder / "train"):
+    if not _find_images(folder / "train"):
         if any((images / ".done").glob("*.json")):  # of a collection: it must not be replaced
             raise MusicError(f"{folder}: no images, but this run has others; run notebook "
                              "01_midi2img again")
@@ -428,37 +395,33 @@ def ensure_images(run_dir: str | Path, preset_name: str) -> Path:
     return folder
 
 
-def _find_images(folder: str | Path) -> tuple[list[str], list[str]]:
-    """Paths of the PNG files and of the parquet files in a folder, each in order of name.
-
-    Raises `MusicError` where there is neither.
-    """
-    files, shards = (sorted(str(path) for path in Path(folder).glob(f"*.{suffix}")
-                            if path.name[0] != ".") for suffix in ("png", "parquet"))
-    if not files and not shards:
-        raise MusicError(f"{folder}: no images; run notebook 01_midi2img first")
-    return files, shards
+Image = tuple[str, bytes | None]  # its path, and where that is no file of its own its PNG's bytes
 
 
-def _has_images(folder: str | Path) -> bool:
-    return any(Path(folder).glob("*.p[na]*"))
+def _find_images(folder: str | Path) -> list[str]:
+    """Paths of the parquet files of a folder, or else of its PNG files, in order of name."""
+    for suffix in ("parquet", "png"):
+        if found := sorted(str(path) for path in Path(folder).glob(f"[!.]*.{suffix}")):
+            return found
+    return []
 
 
 def count_images(folder: str | Path) -> int:
-    """How many images a folder holds, as PNG files or as rows of parquet files."""
-    import pyarrow.parquet
-    files, shards = _find_images(folder)
-    count = len(files)
-    for shard in shards:
-        try:
-            count += pyarrow.parquet.read_metadata(shard).num_rows
-        except (OSError, pyarrow.ArrowException) as error:
-            raise MusicError(f"{shard}: no parquet file ({str(error).splitlines()[0]}); run "
-                             "notebook 01_midi2img again") from None
-    return count
+    """How many images a folder holds, as PNG files or as rows of parquet files.
 
-
-Image = tuple[str, bytes | None]  # its path, and where that is no file of its own its PNG's bytes
+    Raises `MusicError` where there are none, or where a parquet file is damaged.
+    """
+    import pyarrow.dataset  # here, since it takes most of a second
+    paths = _find_images(folder)
+    if not paths:
+        raise MusicError(f"{folder}: no images; run notebook 01_midi2img first")
+    if paths[0].endswith(".png"):
+        return len(paths)
+    try:
+        return pyarrow.dataset.dataset(paths).count_rows()
+    except (OSError, pyarrow.ArrowException) as error:
+        raise MusicError(f"{folder}: damaged ({str(error).splitlines()[0]}); run notebook "
+                         "01_midi2img again") from None
 
 
 def _evenly(folder: str | Path, most: int = 0) -> list[Image]:
@@ -466,101 +429,93 @@ def _evenly(folder: str | Path, most: int = 0) -> list[Image]:
     import pyarrow.dataset
     count = count_images(folder)
     chosen = np.linspace(0, count - 1, min(count, most or count)).round().astype(int)
-    files, shards = _find_images(folder)
-    if files:
-        return [(files[i], None) for i in chosen]
-    rows = pyarrow.dataset.dataset(shards, format="parquet").take(chosen, columns=["image"])
-    return [(f"{folder}/{row['path']}", row["bytes"]) for row in rows["image"].to_pylist()]
+    paths = _find_images(folder)
+    if paths[0].endswith(".png"):
+        return [(paths[i], None) for i in chosen]
+    rows = pyarrow.dataset.dataset(paths).take(chosen, columns=["image"])["image"].to_pylist()
+    return [(f"{folder}/{row['path']}", row["bytes"]) for row in rows]
 
 
-def _decoded(path: str, png: bytes | None, size: tuple[int, ...]) -> np.ndarray:
-    """The pixels of an image. Raises `MusicError` where they are not of this size."""
-    pixels = pianoroll.load_png(path, png).pixels
-    if pixels.shape != tuple(size):
-        raise MusicError(f"{path}: {'×'.join(map(str, pixels.shape))} pixels, not "
-                         f"{'×'.join(map(str, size))}; run notebook 01_midi2img again")
+def _pixels(image: Image, preset_name: str | None) -> np.ndarray:
+    """The pixels of an image. Raises `MusicError` where they are not of the preset's size."""
+    pixels, preset = pianoroll.load_png(*image).pixels, PRESETS.get(preset_name)
+    if preset and pixels.shape != (preset.pitches, preset.steps):
+        raise MusicError(f"{image[0]}: {'×'.join(map(str, pixels.shape))} pixels, not "
+                         f"{preset.pitches}×{preset.steps}; run notebook 01_midi2img again")
     return pixels
 
 
-def _size(folder: str | Path, preset_name: str | None) -> tuple[int, int]:
-    """Rows and columns: the preset's, or the first image's."""
-    if preset_name in PRESETS:
-        return PRESETS[preset_name].pitches, PRESETS[preset_name].steps
-    return pianoroll.load_png(*_evenly(folder, 1)[0]).pixels.shape
-
-
 def load_rolls(folder: str | Path, preset_name: str | None = None, most: int = 0) -> np.ndarray:
-    """The images of a folder, in order of file and row, as `uint8 [N, pitches, steps]`.
+    """The images of a folder, or `most` of them, evenly spaced, as `uint8 [N, pitches, steps]`.
 
-    All of them, or with `most` that many, evenly spaced. Raises `MusicError` where there are none,
-    or where one differs in size from the preset. A collection too large for memory:
-    `stream_rolls`.
+    Raises `MusicError` where there are none, or where one differs in size from the preset.
     """
-    size = _size(folder, preset_name)
-    return np.stack([_decoded(*image, size) for image in _evenly(folder, most)])
+    return np.stack([_pixels(image, preset_name) for image in _evenly(folder, most)])
 
 
 def load_images(folder: str | Path, most: int = 0) -> list[pianoroll.PianoRoll]:
     """The same images as `load_rolls`, with their facts. An empty folder has none."""
-    return [pianoroll.load_png(*image) for image in
-            (_evenly(folder, most) if _has_images(folder) else ())]
+    return [pianoroll.load_png(*image)
+            for image in (_evenly(folder, most) if _find_images(folder) else ())]
 
 
 def load_examples(run_dir: str | Path, preset_name: str, most: int = 2048
                   ) -> tuple[np.ndarray, np.ndarray]:
     """A run's images to train on and its held-out images, at most `most` of each.
 
-    Where nothing is held out (a collection of one piece), both are training images, and a line
-    says so.
+    Where nothing is held out (a collection of one piece), both are those to train on.
     """
     folder = Path(run_dir) / "images" / preset_name
     train = load_rolls(folder / "train", preset_name, most)
-    if _has_images(folder / "valid"):
+    if _find_images(folder / "valid"):
         return train, load_rolls(folder / "valid", preset_name, most)
     print("Nothing is held out: training images stand in for new music.")
     return train, train
 
 
 def stream_rolls(folder: str | Path, batch_size: int, preset_name: str | None = None,
-                  seed: int = 0, start: int = 0, buffer: int = 16_384) -> Iterator[np.ndarray]:
+                 seed: int = 0, start: int = 0) -> Iterator[np.ndarray]:
     """Batches `uint8 [batch_size, pitches, steps]` in random order, for ever, from batch `start`.
 
-    A collection of at most `buffer` images is read once. Of a larger one, memory holds the names of
-    its PNG files, or `buffer` rows of its parquet files. An epoch shows every image once, but for a
-    short batch's worth at its end; a collection smaller than a batch repeats images. Batch number k
-    is the same for the same seed, wherever one starts.
+    An epoch shows every image once, but for a short batch's worth at its end; a collection smaller
+    than a batch repeats images. Batch number k is the same for the same seed, wherever one starts.
+    A collection of at most `IN_MEMORY` images is read once; of a larger one, memory holds the names
+    of its PNG files, or that many rows of its parquet files.
     """
-    size, count = _size(folder, preset_name), count_images(folder)
-    all_of_them = load_rolls(folder, preset_name) if count <= max(buffer, batch_size) else None
+    count = count_images(folder)
+    rolls = load_rolls(folder, preset_name) if count <= max(IN_MEMORY, batch_size) else None
     an_epoch = max(1, count // batch_size)
-    for epoch in itertools.count(start // an_epoch):
+    first_epoch, skipped = divmod(start, an_epoch)
+    for epoch in itertools.count(first_epoch):
         rng = np.random.default_rng([seed, epoch])
-        skipped = start % an_epoch * batch_size if epoch == start // an_epoch else 0
-        if all_of_them is None:
-            drawn = itertools.islice(_shuffled(folder, buffer, rng), skipped, None)
-            images = (_decoded(*image, size) for image in drawn)
+        first = skipped * batch_size if epoch == first_epoch else 0
+        if rolls is None:
+            drawn = itertools.islice(_shuffled(folder, rng), first, None)
+            images = (_pixels(image, preset_name) for image in drawn)
         else:
             order = np.resize(rng.permutation(count), max(count, batch_size))
-            images = (all_of_them[i] for i in order[skipped:])
+            images = (rolls[i] for i in order[first:])
         while len(batch := list(itertools.islice(images, batch_size))) == batch_size:
             yield np.stack(batch)
 
 
-def _shuffled(folder: str | Path, buffer: int, rng: np.random.Generator) -> Iterator[Image]:
-    """Every image once: PNG files in random order, rows of parquet files through a buffer, which is
+def _shuffled(folder: str | Path, rng: np.random.Generator) -> Iterator[Image]:
+    """Every image once: PNG files in random order; rows of parquet files through a buffer, which is
     shuffled and half emptied whenever it is full."""
     import pyarrow.parquet
-    files, shards = _find_images(folder)
-    yield from ((files[i], None) for i in rng.permutation(len(files)))
+    paths = _find_images(folder)
     waiting: list[Image] = []
-    for i in rng.permutation(len(shards)):
-        with pyarrow.parquet.ParquetFile(shards[i], pre_buffer=False) as shard:
+    for i in rng.permutation(len(paths)):
+        if paths[i].endswith(".png"):
+            yield paths[i], None
+            continue
+        with pyarrow.parquet.ParquetFile(paths[i], pre_buffer=False) as shard:
             for rows in shard.iter_batches(ROWS_AT_ONCE, columns=["image"]):
                 waiting += [(f"{folder}/{row['path']}", row["bytes"])
                             for row in rows["image"].to_pylist()]
-                if len(waiting) >= buffer:
+                if len(waiting) >= IN_MEMORY:
                     rng.shuffle(waiting)
-                    yield from waiting[buffer // 2 :]
-                    del waiting[buffer // 2 :]
+                    yield from waiting[IN_MEMORY // 2 :]
+                    del waiting[IN_MEMORY // 2 :]
     rng.shuffle(waiting)
     yield from waiting

@@ -120,7 +120,8 @@ def dpm_solver_step(x_t: Tensor, x_0: Tensor, a_t: float, a_s: float,
 
 SAMPLERS = ("ddpm", "ddim", "dpm")
 SAMPLING_STEPS = 50
-SETTLED = 0.0  # log signal-to-noise ratio from which on the number of notes is decided
+SETTLED = -1.0  # log signal-to-noise ratio from which on the number of notes is decided
+LEAST, BAR = 0.5, 16  # of the density aimed at, in each bar; columns of a bar
 GUIDED = -4.0  # log signal-to-noise ratio from which on guidance and self-conditioning apply
 RAREST = 5e-5  # a row where an onset is less probable, before anything is seen, stays silent
 LOGIT_LIMIT = 30.0  # a pixel whose log odds lie beyond is certain
@@ -215,15 +216,30 @@ def weigh_pitches(logits: Tensor, weights: Tensor) -> Tensor:
     return logits + torch.log(weights.clamp(min=1e-30)).to(logits.dtype)
 
 
-def aim_at_onsets(logits: Tensor, onsets: float, where: Tensor) -> Tensor:
+def aim_at_onsets(logits: Tensor, onsets: Tensor | float, where: Tensor) -> Tensor:
     """Logits `[B, 2, H, W]`, moved by one number within `where`, bool `[B, 1, H, W]`.
 
-    Both planes are moved alike, so that `onsets` onsets are expected there in each roll.
+    Both planes are moved alike, so that `onsets` onsets are expected there in each roll. Nothing
+    is moved where so many are expected already, to within half an onset.
     """
-    share = onsets / where.sum(dim=(2, 3), keepdim=True).clamp(min=1)
-    onset = logits[:, 1:]
-    moved = with_mean(onset, share.clamp(max=0.5).to(logits.dtype), where)
-    return torch.where(where, logits + (moved - onset), logits)
+    onset, size = logits[:, 1:], where.sum(dim=(2, 3), keepdim=True).clamp(min=1)
+    share = torch.sigmoid(onset).mul(where).sum(dim=(2, 3), keepdim=True) / size
+    aim = (onsets / size).clamp(max=0.5).to(logits.dtype)
+    moved = with_mean(onset, aim, where)
+    return torch.where(where & ((share - aim).abs() > 0.5 / size), logits + (moved - onset), logits)
+
+
+def fill_silent_bars(logits: Tensor, onsets: float, where: Tensor) -> Tensor:
+    """Logits `[B, 2, H, W]`, moved in those parts of `BAR` columns that would fall silent.
+
+    Where less than `LEAST` of a part's share of the `onsets` is expected, it is moved to that.
+    """
+    share, parts = onsets / where.sum().clamp(min=1), []
+    for part, inside in zip(logits.split(BAR, dim=3), where.split(BAR, dim=3), strict=True):
+        expected = torch.sigmoid(part[:, 1:]).mul(inside).sum(dim=(2, 3), keepdim=True)
+        least = LEAST * share * inside.sum()
+        parts.append(torch.where(expected < least, aim_at_onsets(part, least, inside), part))
+    return torch.cat(parts, dim=3)
 
 
 def with_mean(logits: Tensor, mean: Tensor, where: Tensor | None = None) -> Tensor:
@@ -347,7 +363,7 @@ class NotePredictor:
     def __call__(self, x_t: Tensor, t: Tensor) -> Tensor:
         if self.known is not None:
             x_t = torch.where(self.known, self.clean, x_t)
-        style, log_snr = torch.full_like(t, self.style), self.log_snrs[t[0]]
+        style, log_snr = torch.full_like(t, self.style), self.log_snrs[t[0]].item()
         x_0_hat = self.x_0_hat if log_snr > GUIDED else None
         with torch.autocast(self.device.type, torch.bfloat16, enabled=fast_bfloat16(self.device)):
             prediction = self.network(x_t, self.log_snrs[t], x_0_hat, self.known, style)
@@ -364,7 +380,7 @@ class NotePredictor:
             uniform = torch.rand(velocity.shape, generator=self.generator).to(self.device)
         return self.network.standardise(draw_notes(logits, velocity, uniform))
 
-    def conditioned(self, prediction: tuple[Tensor, Tensor, Tensor], log_snr: Tensor) -> Tensor:
+    def conditioned(self, prediction: tuple[Tensor, Tensor, Tensor], log_snr: float) -> Tensor:
         """The network's logits, moved by guidance, by pitch weights, and to the onsets aimed at."""
         logits = prediction.logits
         if log_snr > GUIDED:
@@ -374,6 +390,7 @@ class NotePredictor:
             logits = torch.where(self.mask, weigh_pitches(logits, self.weights), logits)
         if self.onsets and log_snr < SETTLED:
             logits = aim_at_onsets(logits, self.onsets, self.mask)
+            logits = fill_silent_bars(logits, self.onsets, self.mask)
         elif self.mean is not None and log_snr < SETTLED:
             logits = with_mean(logits, self.mean)
         return logits

@@ -1,13 +1,10 @@
 """Put new notes into some bars of a MIDI file and keep the rest. Explained in notebook 08.
 
 All other messages stay in their track, on their tick. Which bar a note belongs to is decided on the
-grid: a note that is played a little early belongs to the bar that it leads into. A file that mido
-cannot read in full (a key of eight sharps, say) is refused.
+grid: a note that is played a little early belongs to the bar that it leads into.
 """
 
 import collections
-import copy
-import io
 import itertools
 import re
 import statistics
@@ -16,19 +13,18 @@ from pathlib import Path
 
 import mido
 import numpy as np
-from mido.midifiles.meta import _META_SPECS, MetaSpec, add_meta_spec
 
 from utils import audio, bars, pianoroll
 from utils.files import MusicError, atomic
-from utils.pianoroll import DIFFUSION, SUSTAIN, PianoRoll
+from utils.pianoroll import SUSTAIN, PianoRoll
 
 MODES = ("continue", "infill", "vary", "long", "accompany")
 LIMITS = {"bars": (1, 2000), "density": (0, 64), "first_bar": (0, 100_000), "strength": (0, 1),
           "sampling_steps": (1, 1000), "seed": (0, 2**32 - 1)}
 STEPS_PER_BEAT = 4
+LONGEST_BAR = 16 * 255  # columns: a time signature of 255/1
 LOWEST, HIGHEST = 21, 108  # the keys of a piano: new notes stay within
 DRUMS, PEDAL = 9, 64  # the channel (counted from 0), the control change
-NEVER = 2**40  # the tick at which a note ends that is never released
 TRACK, CHANNEL, PITCH, VELOCITY, ON, OFF, ON_INDEX, OFF_INDEX, START, STOP = range(10)
 CHORD = re.compile(r"N|[A-G][#b]?(:\S+|(maj|min|m|M|dim|aug|sus|add|[-+°ø#b0-9()])*(/\S+)?)")
 
@@ -37,15 +33,15 @@ CHORD = re.compile(r"N|[A-G][#b]?(:\S+|(maj|min|m|M|dim|aug|sus|add|[-+°ø#b0-9
 class MidiPiece:
     """A MIDI file with all its messages, its notes (without drums), its piano roll and its bars.
 
-    `messages[track]` are pairs (tick, message). `notes` is int64 `[N, 10]`: track, channel, pitch,
-    velocity, start and end in ticks, where its messages stand in the track, start and end in steps.
-    `bar_lines` are the steps where bars begin, int64 `[bars + 1]`: the first may be negative, the
-    last is where the piece ends. The last notes may ring a little beyond it.
+    `tracks` are lists of messages whose `time` is the tick, counted from the beginning. `notes` is
+    int64 `[N, 10]`: track, channel, pitch, velocity, start and end in ticks, where its two messages
+    stand in the track, start and end in steps. `bar_lines` are the steps where bars begin, int64
+    `[bars + 1]`: the first may be negative, the last is where the piece ends.
     """
 
     path: Path
     midi: mido.MidiFile
-    messages: list[list[tuple[int, mido.Message]]]
+    tracks: list[list[mido.Message]]
     notes: np.ndarray
     picture: PianoRoll
     bar_lines: np.ndarray
@@ -71,113 +67,81 @@ class MidiPiece:
 def open_midi(path: str | Path) -> MidiPiece:
     """Read a MIDI file with all its messages.
 
-    Raises `MusicError` for a folder, a damaged file, one without notes (drums are none), one that
-    lasts too long to be rendered, and one with a bar that is longer than the network's window.
+    Raises `MusicError` where `pianoroll.read_midi` does, and for a file that mido cannot read in
+    full (a damaged one, or a key of eight sharps).
     """
     path = Path(path)
     if path.is_dir():
         raise MusicError(f"{path}: is a folder; give one MIDI file in it")
     picture = pianoroll.read_midi(path, STEPS_PER_BEAT)
     try:
-        midi = _read(path.read_bytes())
+        midi = mido.MidiFile(path, clip=True)
+        if midi.type > 1 or midi.ticks_per_beat < 24 or any(
+                message.type == "unknown_meta" for message in itertools.chain(*midi.tracks)):
+            raise ValueError("not one piece in beats, or with messages whose time mido forgets")
     except Exception:  # mido raises many kinds
-        raise MusicError(f"{path}: damaged, it cannot be changed without loss; save it anew with a "
-                         "music program first") from None
-    messages = [list(zip(np.cumsum([message.time for message in track]).tolist(), track,
-                         strict=True)) for track in midi.tracks]
-    rows = np.array(_pair(messages), dtype=np.int64).reshape(-1, 8)
-    start, stop = (rows[:, [ON, OFF]] * STEPS_PER_BEAT / midi.ticks_per_beat + 0.5).astype(int).T
-    notes = np.column_stack([rows, start, np.maximum(stop, start + 1)])
-    released = notes[notes[:, OFF] < NEVER]
-    if not len(released):
-        raise MusicError(f"{path}: no notes (drums are left out); choose another file")
-    picture = replace(picture, pixels=_roll(notes, int(released[:, STOP].max())))
-    drums = [tick * STEPS_PER_BEAT // midi.ticks_per_beat for tick, message in
-             itertools.chain(*messages) if message.type == "note_on" and message.channel == DRUMS]
-    lines = _bar_lines(path, picture, max([*drums, int(released[:, START].max())]))
-    if (seconds := seconds_until(picture, int(lines[-1]))) > audio.LONGEST_S:
-        raise MusicError(f"{path}: lasts {seconds / 60:.0f} minutes; cut it to "
-                         f"{audio.LONGEST_S // 60} or fewer")
-    return MidiPiece(path, midi, messages, notes, picture, lines)
-
-
-def _read(data: bytes) -> mido.MidiFile:
-    """A MIDI file, in ticks that are fine enough for sixteenths. Raises errors of many kinds."""
-    midi = mido.MidiFile(file=io.BytesIO(data[max(data.find(b"MThd"), 0) :]), clip=True)
-    if midi.type > 1 or midi.ticks_per_beat < 1:
-        raise ValueError("not a file of one piece in beats")
-    if midi.ticks_per_beat < 24:
-        for message in itertools.chain(*midi.tracks):
-            message.time *= 24
-        midi.ticks_per_beat *= 24
-    return midi
-
-
-class _OtherMeta(MetaSpec):
-    """A meta event of a kind that mido does not know. Without it, mido forgets the event's time,
-    so that all that follows comes too early (mido's manual: Adding Your Own Meta Messages)."""
-
-    attributes, defaults = ["data"], [()]
-
-    def decode(self, message: mido.MetaMessage, data: list[int]) -> None:
-        message.data = tuple(data)
-
-    def encode(self, message: mido.MetaMessage) -> list[int]:
-        return list(message.data)
-
-    def check(self, name: str, value: object) -> None:
-        """Any data will do."""
-
-
-for _kind in set(range(128)) - set(_META_SPECS):
-    add_meta_spec(type("OtherMeta", (_OtherMeta,), {"type_byte": _kind, "type": f"meta_{_kind}"}))
+        raise MusicError(f"{path}: damaged or of an odd kind, it cannot be changed without loss; "
+                         "save it anew with a music program first") from None
+    tracks, notes = zip(*itertools.starmap(_read_track, enumerate(midi.tracks)), strict=True)
+    notes = np.array(list(itertools.chain(*notes)))
+    start, stop = (notes[:, [ON, OFF]] * STEPS_PER_BEAT / midi.ticks_per_beat + 0.5).astype(int).T
+    notes = np.column_stack([notes, start, np.maximum(stop, start + 1)])
+    picture = replace(picture, pixels=_roll(notes, int(notes[:, STOP].max())))
+    drums = [message.time * STEPS_PER_BEAT // midi.ticks_per_beat for message in
+             itertools.chain(*tracks) if message.type == "note_on" and message.channel == DRUMS]
+    return MidiPiece(path, midi, list(tracks), notes, picture,
+                     _bar_lines(picture, max([*drums, int(start.max())])))
 
 
 def _is_note(message: mido.Message) -> bool:
     return message.type in ("note_on", "note_off") and message.channel != DRUMS
 
 
-def _pair(messages: list[list[tuple[int, mido.Message]]]) -> list[list[int]]:
-    """All notes but drums, from the track to the index of the note-off, as `MidiPiece.notes`.
+def _read_track(number: int, track: mido.MidiTrack) -> tuple[list[mido.Message], list[list[int]]]:
+    """A track's messages, their time in ticks from the beginning, and its notes (no drums), from
+    the track's number to the index of the note-off as in `MidiPiece.notes`.
 
     A note-off ends all notes of its key that began before it, as on a piano (and in pretty_midi).
+    One that ends nothing is left out; a note that is never released ends with the track.
     """
-    rows, active = [], collections.defaultdict(list)
-    for track, pairs in enumerate(messages):
-        for index, (tick, message) in enumerate(pairs):
-            if not _is_note(message):
-                continue
-            key = track, message.channel, message.note
+    messages, notes, active, tick = [], [], collections.defaultdict(list), 0
+    for message in track:
+        tick += message.time
+        if _is_note(message):
+            key = message.channel, message.note
             if message.type == "note_on" and message.velocity:
-                active[key].append([*key, message.velocity, tick, NEVER, index, -1])
-                rows.append(active[key][-1])
-                continue
-            for row in [row for row in active[key] if row[ON] < tick] or active[key][:1]:
-                row[OFF], row[OFF_INDEX] = tick, index
-                active[key].remove(row)
-    return rows
+                active[key].append([number, *key, message.velocity, tick, 0, len(messages), 0])
+                notes.append(active[key][-1])
+            else:
+                ended = [note for note in active[key] if note[ON] < tick] or active[key][:1]
+                if not ended:
+                    continue
+                for note in ended:
+                    note[OFF], note[OFF_INDEX] = tick, len(messages)
+                    active[key].remove(note)
+        messages.append(message.copy(skip_checks=True, time=tick))
+    for note in itertools.chain(*active.values()):
+        note[OFF], note[OFF_INDEX] = tick, len(messages)
+        messages.append(mido.Message("note_off", channel=note[CHANNEL], note=note[PITCH],
+                                     time=tick))
+    return messages, notes
 
 
 def _roll(notes: np.ndarray, steps: int) -> np.ndarray:
     """The piano roll of rows of `MidiPiece.notes`, uint8 `[128, steps]`."""
-    start, stop, pitch, velocity = notes[notes[:, OFF] < NEVER][:, [START, STOP, PITCH, VELOCITY]].T
+    start, stop, pitch, velocity = notes[:, [START, STOP, PITCH, VELOCITY]].T
     return pianoroll.roll_of(np.stack([start, stop - start, pitch, velocity], 1), 128, steps)
 
 
-def _bar_lines(path: Path, picture: PianoRoll, last_onset: int) -> np.ndarray:
+def _bar_lines(picture: PianoRoll, last_onset: int) -> np.ndarray:
     """The bar lines of a piece, and where its last bar ends: the last one in which a note or a drum
     begins, or that sounds to its middle."""
-    steps = max(picture.pixels.shape[1], last_onset + 1)
-    longer = np.pad(picture.pixels, ((0, 0), (0, steps - picture.pixels.shape[1])))
-    lines = pianoroll.bar_lines_of(replace(picture, pixels=longer))
-    own = bars.lines_of(list(picture.signatures), steps + 4 * DIFFUSION.steps)
-    estimated = not np.array_equal(lines, own[: len(lines)])
-    lines = np.append(lines, lines[-1] + bars.BAR if estimated else own[len(lines)])
-    if set(np.diff(lines)) == {STEPS_PER_BEAT}:  # no music has bars of one beat: four make a bar
+    steps, signatures = max(picture.pixels.shape[1], last_onset + 1), list(picture.signatures)
+    lines = bars.bar_lines(pianoroll.notes_of(picture), steps, signatures)
+    own = bars.lines_of(signatures, steps + LONGEST_BAR)[: len(lines) + 1]
+    lines = own if np.array_equal(lines, own[:-1]) else np.append(lines, lines[-1] + bars.BAR)
+    if (np.diff(lines) == STEPS_PER_BEAT).all():  # no music has bars of one beat: four make a bar
         lines = np.arange(0, steps + bars.BAR, bars.BAR)
-    if np.diff(lines).max() > DIFFUSION.steps:
-        raise MusicError(f"{path}: its time signature gives bars of over {DIFFUSION.steps} "
-                         "sixteenths; correct it in a music program, or choose another file")
     rings = len(lines) > 2 and last_onset < lines[-2] and 2 * steps < lines[-2] + lines[-1]
     return lines[:-1] if rings else lines
 
@@ -191,8 +155,8 @@ def seconds_until(picture: PianoRoll, step: int) -> float:
 
 def chord_markers(piece: MidiPiece) -> list[tuple[int, str]]:
     """The chords that stand in the file as markers or texts, (step, text): `A:min7`, `F#m`, `N`."""
-    found = [(round(tick * STEPS_PER_BEAT / piece.midi.ticks_per_beat), message.text.strip())
-             for tick, message in itertools.chain(*piece.messages)
+    found = [(round(message.time * STEPS_PER_BEAT / piece.midi.ticks_per_beat),
+              message.text.strip()) for message in itertools.chain(*piece.tracks)
              if message.type in ("marker", "text")]
     return sorted((step, text) for step, text in found if CHORD.fullmatch(text))
 
@@ -211,8 +175,7 @@ def check(mode: str, **numbers: float) -> None:
         low, high = LIMITS[name]
         if name == "bars" and mode in ("vary", "accompany"):
             low = 0
-        kinds = (int, float) if name in ("strength", "density") else int
-        if not isinstance(value, kinds) or not low <= value <= high:
+        if not low <= value <= high:
             raise MusicError(f"{name} is {value}; choose {low} to {high:,}")
 
 
@@ -225,22 +188,25 @@ def choose_bars(piece: MidiPiece, mode: str, bars: int, first_bar: int = 0) -> t
     """
     check(mode, bars=bars)
     lines, count = piece.bar_lines, piece.bars
+    begin = end = int(lines[-1])
     if mode == "continue":
-        begin = int(lines[-1])
-        end = begin + bars * piece.bar_at(begin)
-        more_s = (end - begin) / STEPS_PER_BEAT * 60 / tempo_after(piece)
-        if (seconds := seconds_until(piece.picture, begin) + more_s) > audio.LONGEST_S:
-            raise MusicError(f"{piece.path}: with {bars} more bars it would last {seconds / 60:.0f}"
-                             f" minutes; choose fewer, {audio.LONGEST_S // 60} minutes is the most")
+        end += bars * piece.bar_at(begin)
+    seconds = seconds_until(piece.picture, begin)
+    seconds += (end - begin) / STEPS_PER_BEAT * 60 / tempo_after(piece)
+    if seconds > audio.LONGEST_S:
+        raise MusicError(f"{piece.path}: the result would last {seconds / 60:.0f} minutes, and "
+                         f"{audio.LONGEST_S // 60} is the most; choose fewer bars, or cut the file")
+    if mode == "continue":
         return begin, end
     if mode in ("vary", "accompany") and first_bar == 0:
         first_bar, bars = 1, count
     first_bar = first_bar or max((count - bars) // 2, 0) + 1
-    if not 1 <= first_bar <= count - bars + 1:
+    last_bar = first_bar + bars - 1
+    if first_bar < 1 or last_bar > count:
         raise MusicError(f"{piece.path}: has {count} bars; {mode} cannot replace bars {first_bar} "
-                         f"to {first_bar + bars - 1}, change bars or first_bar")
-    end = int(lines[first_bar - 1 + bars])
-    if first_bar - 1 + bars == count:
+                         f"to {last_bar}, change bars or first_bar")
+    end = int(lines[last_bar])
+    if last_bar == count:  # its last notes may ring a little beyond it
         end = max(end, piece.picture.pixels.shape[1])
     return max(int(lines[first_bar - 1]), 0), end
 
@@ -259,12 +225,11 @@ def inside(piece: MidiPiece, begin: int, end: int) -> np.ndarray:
     A note that reaches over the edge stays whole, and so do all that overlap with it on its pitch:
     the roll cannot show them one by one.
     """
-    start, stop, pitch = np.minimum(piece.notes[:, [START, STOP, PITCH]], NEVER // 8).T
-    order = np.lexsort((start, pitch))
-    first, last = ((edge + pitch * NEVER)[order] for edge in (start, stop))
-    chain = np.empty(len(order), int)  # notes of one pitch that overlap have one number
-    chain[order] = np.cumsum(np.append(True, first[1:] >= np.maximum.accumulate(last)[:-1]))
-    return ~np.isin(chain, chain[(start < begin) | (stop > end)])
+    start, stop, pitch = piece.notes[:, [START, STOP, PITCH]].T
+    first, last = np.full(128, begin), np.full(128, end)  # columns that are free, for each pitch
+    np.maximum.at(first, pitch[start < begin], stop[start < begin])
+    np.minimum.at(last, pitch[stop > end], start[stop > end])
+    return (start >= first[pitch]) & (stop <= last[pitch])
 
 
 def kept_roll(piece: MidiPiece, begin: int, end: int) -> np.ndarray:
@@ -332,25 +297,16 @@ def replace_notes(piece: MidiPiece, notes: np.ndarray, begin: int, end: int) -> 
             if (start, length, pitch) in shown}
     stay = np.array([tuple(at) in same for at in piece.notes[:, [START, PITCH]].tolist()])
     stay |= ~inside(piece, begin, end)
-    kept, old = piece.notes[stay], piece.notes[~stay]
+    kept = piece.notes[stay]
     placed = _place(piece, [note for note in notes.tolist() if (note[0], note[2]) not in same],
                     kept)
-    gone = _pairs(old, ON_INDEX) | _pairs(old, OFF_INDEX) - _pairs(kept, OFF_INDEX)
-    spans = collections.defaultdict(list)
-    for *key, _, on, off in placed:
-        spans[tuple(key)].append((on, off))
-    for track, pairs in enumerate(piece.messages):  # no stray note-off may end them
-        gone |= {(track, index) for index, (tick, message) in enumerate(pairs)
-                 if _is_note(message) and any(
-                     on < tick < off for on, off in spans[track, message.channel, message.note])}
-    tracks = [[(tick, 0, message) for index, (tick, message) in enumerate(pairs)
-               if (track, index) not in gone] for track, pairs in enumerate(piece.messages)]
-    for track, channel, pitch, velocity, on, off in placed:
-        tracks[track] += _strike(channel, pitch, velocity, on, off)
+    gone = _places(piece.notes[~stay]) - _places(kept)  # two notes may share a note-off
+    tracks = [[message for index, message in enumerate(messages) if (number, index) not in gone]
+              for number, messages in enumerate(piece.tracks)]
     if begin >= piece.bar_lines[-1]:
-        for track, tick, message in _as_usual(piece, piece.tick(begin)):
-            tracks[track].append((tick, 0, message))
-    return _assemble(piece, tracks)
+        for number, message in _as_usual(piece, piece.tick(begin)):
+            tracks[number].append(message)
+    return _assemble(piece, tracks, placed)
 
 
 def add_track(piece: MidiPiece, notes: np.ndarray, program: int = 0, name: str = "accompaniment"
@@ -360,21 +316,21 @@ def add_track(piece: MidiPiece, notes: np.ndarray, program: int = 0, name: str =
     All else stays; a file of type 0 becomes one of type 1. Raises `MusicError` where all channels
     are taken.
     """
-    taken = {getattr(message, "channel", DRUMS) for _, message in itertools.chain(*piece.messages)}
+    taken = {getattr(message, "channel", DRUMS) for message in itertools.chain(*piece.tracks)}
     channel = min(set(range(16)) - {DRUMS} - taken, default=None)
     if channel is None:
         raise MusicError(f"{piece.path}: all 16 channels are taken; remove an instrument first")
-    track = [(0, 0, mido.MetaMessage("track_name", name=name)),
-             (0, 0, mido.Message("program_change", channel=channel, program=program))]
-    for start, length, pitch, velocity in notes.tolist():
-        track += _strike(channel, pitch, velocity, piece.tick(start), piece.tick(start + length))
-    return _assemble(piece, [*([(tick, 0, message) for tick, message in pairs]
-                               for pairs in piece.messages), track])
+    track = [mido.MetaMessage("track_name", name=name),
+             mido.Message("program_change", channel=channel, program=program)]
+    return _assemble(piece, [*piece.tracks, track], [
+        (len(piece.tracks), channel, pitch, velocity, piece.tick(start), piece.tick(start + length))
+        for start, length, pitch, velocity in notes.tolist()])
 
 
-def _pairs(notes: np.ndarray, column: int) -> set[tuple[int, int]]:
-    """(track, index) of the messages in a column of notes."""
-    return set(map(tuple, notes[:, [TRACK, column]].tolist()))
+def _places(notes: np.ndarray) -> set[tuple[int, int]]:
+    """(track, index) of the messages of notes."""
+    return {(track, index) for track, *both in notes[:, [TRACK, ON_INDEX, OFF_INDEX]].tolist()
+            for index in both}
 
 
 def _place(piece: MidiPiece, notes: list[list[int]], kept: np.ndarray) -> list[tuple[int, ...]]:
@@ -396,37 +352,35 @@ def _place(piece: MidiPiece, notes: list[list[int]], kept: np.ndarray) -> list[t
     return placed
 
 
-def _strike(channel: int, pitch: int, velocity: int, on: int, off: int) -> list[tuple]:
-    """(tick, rank, message) of a new note; at one tick new note-offs come first, note-ons last."""
-    message = mido.Message("note_on", channel=channel, note=pitch, velocity=velocity)
-    return [(on, 1, message), (off, -1, message.copy(velocity=0))]
-
-
-def _as_usual(piece: MidiPiece, begin: int) -> list[tuple[int, int, mido.Message]]:
-    """(track, tick, message) that lift the pedals and restore the usual tempo at a tick."""
-    last = {}  # the last tempo, and the last pedal of each channel
-    for _, track, message in sorted(
-            ((tick, track, message) for track, pairs in enumerate(piece.messages)
-             for tick, message in pairs if tick <= begin), key=lambda event: event[0]):
+def _as_usual(piece: MidiPiece, begin: int) -> list[tuple[int, mido.Message]]:
+    """(track, message) that lift the pedals and restore the usual tempo at a tick."""
+    last = {}  # the last tempo and the last pedal of each channel
+    for number, message in sorted(
+            ((number, message) for number, messages in enumerate(piece.tracks)
+             for message in messages if message.time <= begin), key=lambda pair: pair[1].time):
         if message.type == "set_tempo":
-            last["tempo"] = track, message, {"tempo": round(60e6 / tempo_after(piece))}
+            last["tempo"] = number, message, {"tempo": round(60e6 / tempo_after(piece))}
         elif message.is_cc(PEDAL):
-            last[message.channel] = track, message, {"value": 0}
-    return [(track, begin, message.copy(**usual)) for track, message, usual in last.values()
+            last[message.channel] = number, message, {"value": 0}
+    return [(number, message.copy(time=begin, **usual)) for number, message, usual in last.values()
             if message.copy(**usual) != message]
 
 
-def _assemble(piece: MidiPiece, tracks: list[list[tuple[int, int, mido.Message]]]) -> mido.MidiFile:
-    """A file of (tick, rank, message); each track ends where it did, or with its last message."""
+def _assemble(piece: MidiPiece, tracks: list[list[mido.Message]],
+              notes: list[tuple[int, ...]]) -> mido.MidiFile:
+    """A file of tracks, whose messages have ticks as their times, and new notes (see `_place`); at
+    one tick new note-offs come first, new note-ons last."""
     result = mido.MidiFile(type=1 if len(tracks) > 1 else piece.midi.type,
                            ticks_per_beat=piece.midi.ticks_per_beat)
-    for events in tracks:
-        last, before, track = max((tick for tick, *_ in events), default=0), 0, result.add_track()
-        events = [event for event in events if event[2].type != "end_of_track"]
-        for tick, _, message in [*sorted(events, key=lambda event: event[:2]),
-                                 (last, 0, mido.MetaMessage("end_of_track"))]:
-            track.append(copy.copy(message))
-            track[-1].time, before = tick - before, tick
+    for number, messages in enumerate(tracks):
+        new = [[mido.Message("note_on", channel=channel, note=pitch, velocity=loud, time=tick)
+                for loud, tick in ((velocity, on), (0, off))]
+               for track, channel, pitch, velocity, on, off in notes if track == number]
+        ordered = [*(off for _, off in new), *messages, *(on for on, _ in new)]
+        track, before = result.add_track(), 0
+        for message in sorted(ordered, key=lambda message: message.time):
+            track.append(message.copy(skip_checks=True, time=message.time - before))
+            before = message.time
     return result
 
 
@@ -440,10 +394,10 @@ def stays(piece: MidiPiece, path: str | Path, begin: int = 0, end: int = 0) -> b
 
 
 def _others(piece: MidiPiece) -> collections.Counter:
-    """How often each (track, tick, message) occurs that is no note; drums are among them."""
-    return collections.Counter(
-        (track, tick, str(message.copy(time=0))) for track, pairs in enumerate(piece.messages)
-        for tick, message in pairs if message.type != "end_of_track" and not _is_note(message))
+    """How often each (track, message) occurs that is no note; drums are among them."""
+    return collections.Counter((number, str(message)) for number, messages in
+                               enumerate(piece.tracks) for message in messages
+                               if message.type != "end_of_track" and not _is_note(message))
 
 
 def save(midi: mido.MidiFile, path: str | Path) -> Path:

@@ -33,10 +33,10 @@ def at_least(least: int, **numbers: int) -> None:
 
 
 def as_kind(name: str, value: object, kind: str) -> object:
-    """A parameter's value as its annotation says: `kind` is "bool", "int", "float" or "str".
+    """A parameter's value, or its text on a command line ("false", "1e4"), as its annotation says.
 
-    Takes the text of a command line ("false", "1e4") as well as Python's own values. A path that
-    begins with ~ begins with the home folder. Raises `MusicError` for a value of another kind.
+    `kind` is "bool", "int", "float" or "str"; ~ at the beginning of a path is the home folder.
+    Raises `MusicError` for a value of another kind.
     """
     text = str(value).strip().lower()
     if kind == "str" and isinstance(value, str):
@@ -49,7 +49,7 @@ def as_kind(name: str, value: object, kind: str) -> object:
             if kind == "float" and math.isfinite(number):
                 return number
             if kind == "int" and number.is_integer():
-                return int(text) if text.lstrip("+-").replace("_", "").isdigit() else int(number)
+                return int(number if set(text) & set(".e") else text)  # a float holds 53 bits
     wanted = {"bool": "True or False", "int": "a whole number", "float": "a number",
               "str": "text, in quotes (papermill: -r in place of -p)"}[kind]
     raise MusicError(f"{name} is {value!r:.60}; give {wanted}")
@@ -66,10 +66,8 @@ def as_declared(namespace: dict) -> dict:
 
 
 def output_names(sources: Sequence[Path], suffix: str) -> list[Path]:
-    """A different name with `suffix` for each path: the suffix replaces the path's own, and
-    follows it where two would be one (song.mid and song.midi: song.mid.wav and song.midi.wav).
-    Letter case does not count, as on some disks.
-    """
+    """A different name for each path: `suffix` replaces the path's own, or follows it where two
+    names would be one (song.mid.wav, song.midi.wav). Some disks ignore case, so it is ignored."""
     names = [path.with_suffix(suffix) for path in sources]
     for _ in range(2):  # a long name may be another's short one
         known = collections.Counter(str(name).lower() for name in names)
@@ -94,18 +92,14 @@ def list_outputs(listing: Path, names: Iterable[Path]) -> None:
 
 def replace_outputs(listing: Path, names: Iterable[Path]) -> None:
     """Remove the files that `listing` names, made by an earlier run, and list those that are about
-    to be written. Other files in the folder stay. Raises `MusicError` for one that is in use."""
-    folder, earlier = listing.parent, []
+    to be written. Other files in the folder stay."""
+    folder = listing.parent
     if listing.is_file():
         with listing.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-            earlier = [folder / (row.get("file") or "") for row in csv.DictReader(file)]
-    for path in earlier:
-        if path.is_file() and path.resolve().is_relative_to(folder.resolve()):
-            try:
-                path.unlink()
-            except OSError as error:
-                raise MusicError(f"{path}: made by an earlier run, and cannot be removed "
-                                 f"({error.strerror}); close what has it open") from error
+            earlier = [folder / row["file"] for row in csv.DictReader(file)]
+        for path in earlier:
+            if path.resolve().is_relative_to(folder.resolve()):
+                path.unlink(missing_ok=True)
     list_outputs(listing, names)
 
 

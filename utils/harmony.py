@@ -30,16 +30,14 @@ OUTSIDE = 0.04  # weight of the pitches outside a chord: passing notes stay poss
 def chord_tones(symbol: str) -> np.ndarray:
     """The pitch classes of a chord, bool `[12]`; all of them for `N`, which leaves it free.
 
-    Reads the usual symbols (`Am7`, `F#dim`, `Bbmaj7`, `G7sus4`, `C/E`) and the form of chord
-    datasets (`A:min7`). Raises `MusicError` for one that it cannot read.
+    Raises `MusicError` for one that it cannot read.
     """
     if symbol in ("N", "N.C.", "NC", "X"):
         return np.ones(12, bool)
-    text, bass = symbol.replace("♭", "b").replace("♯", "#"), None
+    text, bass = symbol.replace("♭", "b").replace("♯", "#"), ""
     if ":" in text:
         root, _, quality = text.partition(":")
-        quality, _, degree = quality.partition("/")
-        bass = DEGREES.get(degree) if degree else None
+        quality, _, bass = quality.partition("/")
         text = root + HARTE.get(quality, quality)
     else:
         text = re.sub(r"^([A-G][#b]?)min", r"\1m", text)
@@ -47,7 +45,8 @@ def chord_tones(symbol: str) -> np.ndarray:
         chord = Chord(text)
         root = CLASSES[chord.root]
         tones = {root, *(pitch % 12 for pitch in chord.components(visible=False))}
-        tones |= {(root + bass) % 12} if bass is not None else set()
+        if bass in DEGREES:
+            tones.add((root + DEGREES[bass]) % 12)
     except (ValueError, KeyError, IndexError):
         raise MusicError(f"chord {symbol!r} cannot be read; write it as Am7, F#dim, Bbmaj7, C/E or "
                          "A:min7, and N for a bar without a chord") from None

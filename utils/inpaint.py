@@ -41,37 +41,40 @@ def inpaint(network: torch.nn.Module, kept: np.ndarray, begin: int, end: int, *,
     Pixels that are active in `kept` stay, and so do those where `known`, bool `[128, steps]`, is
     True. Windows begin on bar lines, `bar` columns apart counted from `begin`. With `open_end` the
     music goes on after `end`; without it, what lies there, or silence, is a condition too.
-    `longest` is that of `segments`. `start_from`, a roll of the same size, is what a `strength`
-    below 1 begins with. `onsets_per_bar`, where above 0, is the density aimed at; `pitch_weights`,
-    `[128, steps]`, are those of `diffusion.weigh_pitches`. `callback(step, roll)` sees the
-    prediction of each step, uint8 `[128, 128]`. More `options` are those of `diffusion.generate`.
+    `start_from`, a roll of the same size, is what a `strength` below 1 begins with.
+    `onsets_per_bar`, where above 0, is the density aimed at; `pitch_weights`, `[128, steps]`, are
+    those of `diffusion.weigh_pitches`. `callback(step, roll)` sees each step's prediction, uint8
+    `[128, 128]`. More `options` are those of `diffusion.generate`.
     """
     width = max(end, kept.shape[1])
-    kept = _padded(kept, width)
-    known = (kept > 0) | (_padded(known, width) if known is not None else False)
-    result = kept if start_from is None else np.where(kept > 0, kept, _padded(start_from, width))
-    result = result.copy()
-    settled = known.copy()
+    kept = _columns(kept, 0, width)
+    known = (kept > 0) | (False if known is None else _columns(known, 0, width))
+    result = kept.copy() if start_from is None else np.where(
+        kept > 0, kept, _columns(start_from, 0, width))
+    settled = known.copy()  # known, or how a note that was generated ends
+
+    def watch(step: int, _x_t: torch.Tensor, x_0: torch.Tensor) -> None:
+        callback(step, from_planes(network.planes(x_0)[0].cpu().numpy()))
+
     for number, (first, last) in enumerate(segments(begin, end, bar, longest)):
         until = min(last + AHEAD, end)
         left = _left_edge(first, until, end, width, bar, is_last=last == end and not open_end)
-        mask = ~_window(settled, left)
+        mask = ~_columns(settled, left)
         mask[:, : first - left] = False
         if not open_end:
             mask[:, end - left :] = False
-        weights = _window(pitch_weights, left, 1.0) if pitch_weights is not None else None
+        weights = None if pitch_weights is None else _columns(pitch_weights, left, fill=1)
         new = generate(network, 1, seed=(seed + 1_000_003 * number) % 2**32,
-                       roll=_window(result, left), mask=mask, pitch_weights=weights,
+                       roll=_columns(result, left), mask=mask, pitch_weights=weights,
                        onsets=onsets_per_bar * int(mask.any(axis=0).sum()) / bar,
-                       callback=_watched(network, callback), **options)[0, :, first - left :]
+                       callback=watch if callback else None, **options)[0, :, first - left :]
         inside, ahead = new[:, : last - first], new[:, last - first : until - first]
         old = known[:, first:last]
         before = np.zeros((len(kept), 1), np.uint8)  # a kept note is not prolonged
         if first > begin:
             before = np.where(known, 0, result)[:, first - 1 : first]
-        new_notes = np.hstack([before, np.where(old, 0, inside)])
-        result[:, first:last] = np.where(old, result[:, first:last],
-                                         without_stray_sustains(new_notes)[:, 1:])
+        new_notes = without_stray_sustains(np.hstack([before, np.where(old, 0, inside)]))[:, 1:]
+        result[:, first:last] = np.where(old, result[:, first:last], new_notes)
         going_on = endings(ahead, (inside[:, -1] > 0) & ~known[:, last - 1])
         going_on &= ~settled[:, last:until]
         result[:, last:until][going_on] = ahead[going_on]
@@ -108,8 +111,8 @@ def usual_density(roll: np.ndarray, begin: int, end: int, bar: int = 16) -> floa
     the columns `begin` to `end` of `roll`; 0 where there are none."""
     sides = roll[:, max(begin - 16 * bar, 0) : begin], roll[:, end : end + 16 * bar]
     onsets = [(side > SUSTAIN).sum(axis=0) for side in sides]
-    bars = [part[: len(part) // bar * bar].reshape(-1, bar).sum(axis=1) for part in onsets]
-    bars = np.concatenate(bars)
+    bars = np.concatenate([part[: len(part) // bar * bar].reshape(-1, bar).sum(axis=1)
+                           for part in onsets])
     return float(np.median(bars[bars > 0])) if bars.any() else 0.0
 
 
@@ -123,22 +126,7 @@ def _left_edge(first: int, until: int, end: int, width: int, bar: int, is_last: 
     return first - (before // bar * bar or before // BEAT * BEAT)
 
 
-def _padded(pixels: np.ndarray, width: int) -> np.ndarray:
-    """`[128, width]`, with zeros after the last column."""
-    return np.pad(pixels, ((0, 0), (0, max(width - pixels.shape[1], 0))))[:, :width]
-
-
-def _window(pixels: np.ndarray, left: int, fill: float = 0) -> np.ndarray:
-    """`[128, 128]` of `pixels` from column `left` on, filled after the last column."""
-    part = pixels[:, left : left + WIDTH]
-    return np.pad(part, ((0, 0), (0, WIDTH - part.shape[1])), constant_values=fill)
-
-
-def _watched(network: torch.nn.Module, callback: Callable[[int, np.ndarray], None] | None):
-    """A callback of `diffusion.sample` that shows `callback` the prediction as a roll."""
-    if callback is None:
-        return None
-
-    def watch(step: int, x_t: torch.Tensor, x_0: torch.Tensor) -> None:
-        callback(step, from_planes(network.planes(x_0)[0].cpu().numpy()))
-    return watch
+def _columns(pixels: np.ndarray, left: int, width: int = WIDTH, fill: float = 0) -> np.ndarray:
+    """`[128, width]` of `pixels` from column `left` on, filled after the last column."""
+    part = pixels[:, left : left + width]
+    return np.pad(part, ((0, 0), (0, width - part.shape[1])), constant_values=fill)

@@ -1,15 +1,10 @@
 """How musical a set of piano rolls is, and how far from another set. Explained in notebook 07.
 
-`features` turns piano rolls, uint8 [N, pitches, steps], into one row of numbers each. `overlap`,
-`frechet` and `diversity` compare two such tables; `fixed_places`, `nearest` and `memorised_share`
-look at the rolls themselves; `shuffled_columns` and `random_notes` make the controls.
-
-A roll without notes is 0 in every feature, but for silent_share, consonance, groove_similarity
-and rhythm_correlation, which are 1. No feature is ever NaN. Input of the wrong kind raises
-`MusicError`.
+`features` turns piano rolls, uint8 `[N, pitches, steps]`, into one row of numbers each. `compare`
+and what it calls compare two such tables; the other functions look at the rolls themselves.
 """
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from scipy import sparse
@@ -54,11 +49,11 @@ FEATURES = {
 
 
 def notes_of_set(rolls: np.ndarray, lowest_pitch: int) -> np.ndarray:
-    """All notes of all rolls, int64 [M, 5]: roll, start, length (steps), MIDI pitch, velocity.
-
-    In order of roll, start, pitch; decoded as by `pianoroll.notes_of`.
-    """
-    rolls = _checked(rolls)
+    """All notes of all rolls, int64 `[M, 5]`: roll, start, length (steps), MIDI pitch, velocity;
+    in order of roll, start, pitch."""
+    if rolls.ndim != 3 or rolls.dtype != np.uint8:
+        raise MusicError(f"rolls must be uint8 [N, pitches, steps], not {rolls.dtype} "
+                         f"{list(rolls.shape)}; stack the pixels of images")
     n, pitches, steps = rolls.shape
     start, length, row, velocity = notes_of(PianoRoll(rolls.reshape(n * pitches, steps))).T
     roll, row = np.divmod(row.astype(int), pitches)
@@ -68,31 +63,24 @@ def notes_of_set(rolls: np.ndarray, lowest_pitch: int) -> np.ndarray:
 
 def features(rolls: np.ndarray, lowest_pitch: int, steps_per_beat: int = 4,
              steps_per_bar: int = 16) -> np.ndarray:
-    """Features of each roll, float64 [N, F], one column for each name in FEATURES, in its order.
+    """Features of each roll, float64 `[N, F]`, one column for each name in FEATURES.
+
+    Of a silent roll all are 0, but silent_share, consonance, groove_similarity and
+    rhythm_correlation are 1. No feature is ever NaN.
 
     polyphony, pitch_range, pitch_class_entropy: as in MusPy (Dong et al., ISMIR 2020).
-    in_key_rate: the largest share of notes in one of the 24 keys (scale consistency; Mogren 2016).
-      A natural minor scale has the notes of its relative major: 12 sets of pitch classes.
-    onset_distance: between columns in which at least one note starts.
-    melodic_leap: mean absolute interval along the skyline (Uitdenbogerd & Zobel 1998): the notes
-      above which nothing sounds when they start.
-    consonance: pairs of notes that start in one column; unison, thirds, fourth, fifth, sixths and
-      octave are consonant, in any octave.
+    in_key_rate: scale consistency (Mogren 2016). Each natural minor scale has the notes of a major.
+    melodic_leap: along the skyline (Uitdenbogerd & Zobel 1998), the notes above which nothing
+      sounds when they start.
+    consonance: unison, thirds, fourth, fifth, sixths and octave, in any octave.
     qualified_note_rate: after MuseGAN (Dong et al., AAAI 2018), here two steps or longer.
     groove_similarity: 1 - mean Hamming distance between the onset columns of neighbouring bars
       (Wu & Yang, ISMIR 2020). Sparse rolls are alike by default, hence the next one.
     rhythm_correlation: autocorrelation, one bar apart, of the number of notes that start in a
       column: about 0 for onsets at random.
     """
-    rolls = _checked(rolls)
-    blocks = [_features(rolls[at : at + 256], lowest_pitch, steps_per_beat, steps_per_bar)
-              for at in range(0, len(rolls), 256)]  # bounded memory
-    return np.concatenate(blocks) if blocks else np.zeros((0, len(FEATURES)))
-
-
-def _features(rolls, lowest_pitch, steps_per_beat, steps_per_bar):
-    n, pitches, steps = rolls.shape
     roll, start, length, pitch, velocity = notes_of_set(rolls, lowest_pitch).T
+    n, pitches, steps = rolls.shape
     active = snap(rolls) != SILENCE
     at_once = active.sum(1)  # [n, steps]
     active_steps = (at_once > 0).sum(1)
@@ -109,6 +97,8 @@ def _features(rolls, lowest_pitch, steps_per_beat, steps_per_bar):
     top = pitches - 1 - active[:, ::-1].argmax(1)  # [n, steps], highest active row
     skyline = pitch - lowest_pitch == top[roll, start]
     onsets = np.bincount(column, minlength=n * steps).reshape(n, steps)
+    whole_bars = onsets[:, : steps // steps_per_bar * steps_per_bar] > 0
+    changes = whole_bars[:, steps_per_bar:] != whole_bars[:, :-steps_per_bar]  # after one bar
     result = {
         "notes_per_bar": count * steps_per_bar / steps,
         "polyphony": at_once.sum(1) / np.maximum(active_steps, 1),
@@ -125,7 +115,7 @@ def _features(rolls, lowest_pitch, steps_per_beat, steps_per_bar):
         "melodic_leap": _mean_and_spread(*_steps_between(roll[skyline], pitch[skyline]), n)[0],
         "consonance": _consonance(column, pitch, steps, n),
         "qualified_note_rate": np.bincount(roll, length >= 2, minlength=n) / some,
-        "groove_similarity": _groove_similarity(onsets > 0, steps_per_bar),
+        "groove_similarity": 1 - changes.sum(1) / max(changes.shape[1], 1),
         "rhythm_correlation": _rhythm_correlation(onsets, steps_per_bar),
         "velocity_spread": _mean_and_spread(roll, velocity, n)[1]}
     return np.stack([result[name] for name in FEATURES], 1).astype(float)
@@ -156,14 +146,6 @@ def _consonance(column, pitch, steps, n):
     return np.where(pairs > 0, agree / np.maximum(pairs, 1), 1.0)
 
 
-def _groove_similarity(has_onset, steps_per_bar):
-    """1 less the mean Hamming distance of neighbouring bars, from bool [n, steps]."""
-    n, bars = len(has_onset), has_onset.shape[1] // steps_per_bar
-    bar = has_onset[:, : bars * steps_per_bar].reshape(n, bars, steps_per_bar)
-    different = (bar[:, 1:] != bar[:, :-1]).sum((1, 2))
-    return 1 - different / max((bars - 1) * steps_per_bar, 1)
-
-
 def _rhythm_correlation(onsets, steps_per_bar):
     """Correlation of the onsets [n, steps] with those a bar later; 1 where nothing varies."""
     onsets = onsets - onsets.mean(1, keepdims=True)
@@ -172,20 +154,17 @@ def _rhythm_correlation(onsets, steps_per_bar):
     return np.where(power > 0, (now * later).sum(1) / np.where(power > 0, power, 1), 1.0)
 
 
-def overlap(reference: np.ndarray, generated: np.ndarray,
-            of: Literal["distances", "values"] = "distances") -> tuple[np.ndarray, np.ndarray]:
-    """Overlapping area (0..1, 1 is best) and KLD (nats, 0 is best), two float64 [F].
+def overlap(reference: np.ndarray, generated: np.ndarray, of: str = "distances"
+            ) -> tuple[np.ndarray, np.ndarray]:
+    """Overlapping area (0..1, 1 is best) and KLD (nats, 0 is best), two float64 `[F]`.
 
     Yang & Lerch, "On the evaluation of generative models in music" (2020): per feature, the
     distances |a - b| within the reference against those between reference and generated, as
     densities by kernel estimation. OA is the integral of the smaller density, KLD is
-    KL(within || between). Unlike the authors' code both densities are taken on one grid, with one
-    bandwidth (Scott's rule for the smaller set) and mirrored at the ends, since no distance is
-    negative. `of="values"` compares the features themselves: stricter.
+    KL(within || between). Unlike the authors' code both densities have one bandwidth (Scott's rule
+    for the smaller set) and are mirrored at the ends, since no distance is negative.
+    `of="values"` compares the features themselves: stricter.
     """
-    if of not in ("distances", "values"):
-        raise MusicError(f"overlap of {of!r}? choose 'distances' or 'values'")
-    reference, generated = _tables(reference, generated)
     pairs = zip(reference.T, generated.T, strict=True)
     return tuple(np.array([_overlap_1d(a, b, of == "distances") for a, b in pairs]).T)
 
@@ -225,11 +204,9 @@ def frechet(reference: np.ndarray, generated: np.ndarray) -> float:
     """Frechet distance of two sets of feature vectors (0 is best; squared standard deviations).
 
     |m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)) with means m and covariances S of the features,
-    standardised by the reference (Heusel et al., 2017, on features that one can name). Covariances
-    are shrunk as in Ledoit & Wolf (2004), so that a handful of rolls gives a stable value. Small
-    sets still read too far: give every set in a table the same number of rolls.
+    standardised by the reference (Heusel et al., 2017, on features that one can name). Small sets
+    read too far: give every set in a table the same number of rolls.
     """
-    reference, generated = _tables(reference, generated)
     a, b = standardise(reference, reference), standardise(reference, generated)
     gap = ((a.mean(0) - b.mean(0)) ** 2).sum()
     s1, s2 = _covariance(a), _covariance(b)
@@ -244,7 +221,8 @@ def _root(matrix):
 
 
 def _covariance(x):
-    """Covariance [F, F] of standardised rows, shrunk towards a multiple of the identity."""
+    """Covariance `[F, F]` of standardised rows, shrunk towards a multiple of the identity (Ledoit &
+    Wolf 2004), so that a handful of rolls gives a stable value."""
     n, size = x.shape
     x = x - x.mean(0)
     sample = x.T @ x / n
@@ -256,19 +234,13 @@ def _covariance(x):
 
 
 def diversity(reference: np.ndarray, table: np.ndarray) -> float:
-    """Mean distance between two different rolls of the set, in the reference's standard deviations.
-
-    Low: the rolls are all alike (a collapsed model). Compare it with the reference's own.
-    """
-    reference, table = _tables(reference, table)
+    """Mean distance between two rolls of the set, in the reference's standard deviations. Low: the
+    rolls are all alike (a collapsed model). Compare it with the reference's own."""
     return float(pdist(standardise(reference, table)).mean()) if len(table) > 1 else 0.0
 
 
 def compare(reference: np.ndarray, generated: np.ndarray) -> dict[str, float]:
-    """One row of a report: overlap, value_overlap, kld (means over features), frechet, diversity.
-
-    The rows of a report need sets of one size: with fewer rolls even real music stands further off.
-    """
+    """A row of a report: overlap and KLD (means over features), Frechet distance, diversity."""
     area, kld = overlap(reference, generated)
     value_area, _ = overlap(reference, generated, of="values")
     return {"overlap": float(area.mean()), "value_overlap": float(value_area.mean()),
@@ -280,17 +252,11 @@ def fixed_places(rolls: np.ndarray, steps_per_bar: int = 16) -> float:
     """How much more two rolls of a set overlap as they are than shifted in time; music scores 1,
     where each roll is of another piece.
 
-    The overlap of two rolls is the number of (pitch, step) pixels active in both, divided by the
-    number active in either. Its mean over all pairs is divided by its mean over the same pairs
-    with one of the two circularly shifted by every number of whole bars. A generator that puts
-    the same figure at the same place of many samples scores above 1, and `diversity` does not
-    show it. 1 also for rolls that overlap at no shift. Raises MusicError for fewer than two rolls
-    or less than two bars. Used in notebook 07.
+    The overlap of two rolls is the number of pixels active in both, divided by the number active in
+    either; the shifts are circular, by all numbers of whole bars. A generator that puts the same
+    figure at the same place of many samples scores above 1, and `diversity` does not show it.
+    It takes two rolls of two bars or more.
     """
-    rolls = _checked(rolls)
-    if len(rolls) < 2 or rolls.shape[2] < 2 * steps_per_bar:
-        raise MusicError(f"fixed places need two rolls of two bars, not {len(rolls)} of "
-                         f"{rolls.shape[2]} steps")
     active = snap(rolls) != SILENCE
     shifts = range(steps_per_bar, rolls.shape[2] - steps_per_bar + 1, steps_per_bar)
     shifted = np.mean([_pair_overlap(active, np.roll(active, shift, 2)) for shift in shifts])
@@ -308,14 +274,12 @@ def _pair_overlap(a, b):
 
 def nearest(rolls: np.ndarray, training: np.ndarray, max_transpose: int = 6, max_shift: int = 16
             ) -> tuple[np.ndarray, np.ndarray]:
-    """The most similar training roll of each roll: similarity float64 [N], its index int [N].
+    """The most similar training roll of each roll: similarity float64 `[N]`, its index int `[N]`.
 
     Similarity is the F1 of onsets, 2 |A and B| / (|A| + |B|), over (pitch, step) pairs: 1 for a
     copy. The best of all transpositions up to +-max_transpose semitones and of all shifts up to
-    +-max_shift steps counts, so a copy in another key or a bit later is found; a shift of s steps
-    costs what it pushes over the edge. One core compares about 40,000 pairs of rolls a second.
+    +-max_shift steps counts. One core compares about 40,000 pairs of rolls a second.
     """
-    rolls, training = _checked(rolls), _checked(training)
     if rolls.shape[1:] != training.shape[1:] or not len(training):
         raise MusicError(f"rolls {rolls.shape} and training rolls {training.shape} must share "
                          "rows and columns; compare images of one preset")
@@ -340,14 +304,13 @@ def memorised_share(generated: np.ndarray, held_out: np.ndarray) -> float:
     """Share (0..1) of generated rolls that lie nearer to the training set than new music does.
 
     Both are similarities from `nearest`. A roll counts when it is more similar than 95 % of
-    held-out real music, so about 0.05 is what honest new music scores; 1 is a photocopier.
+    held-out real music, so new music scores about 0.05, and copies score 1.
     """
     return float(np.mean(np.asarray(generated) > np.quantile(held_out, 0.95)))
 
 
 def shuffled_columns(rolls: np.ndarray, seed: int = 0) -> np.ndarray:
     """Control: the columns of each roll in random order. Sustains cut off become notes."""
-    rolls = _checked(rolls)
     order = np.random.default_rng(seed).random((len(rolls), rolls.shape[2])).argsort(1)
     return np.take_along_axis(rolls, order[:, None], axis=2)
 
@@ -357,7 +320,7 @@ def random_notes(rolls: np.ndarray, seed: int = 0) -> np.ndarray:
 
     Their number (but for collisions), lengths and velocities stay; pitch and start are uniform.
     """
-    rng, result = np.random.default_rng(seed), np.zeros_like(_checked(rolls))
+    rng, result = np.random.default_rng(seed), np.zeros_like(rolls)
     n, pitches, steps = result.shape
     notes = notes_of_set(rolls, 0)
     for at, own in enumerate(np.split(notes[:, 1:], np.searchsorted(notes[:, 0], range(1, n)))):
@@ -375,20 +338,3 @@ def _onsets(rolls):
     roll, start, _, row, _ = notes_of_set(rolls, 0).T
     onsets[roll, row, start] = True
     return onsets
-
-
-def _checked(rolls):
-    rolls = np.asarray(rolls)
-    if rolls.ndim != 3 or rolls.dtype != np.uint8 or 0 in rolls.shape[1:]:
-        raise MusicError(f"rolls must be uint8 [N, pitches, steps], not {rolls.dtype} "
-                         f"{list(rolls.shape)}; stack the pixels of images")
-    return rolls
-
-
-def _tables(*tables):
-    tables = [np.asarray(table, float) for table in tables]
-    if any(t.ndim != 2 or t.shape[1] != len(FEATURES) for t in tables) or len(tables[0]) < 2:
-        raise MusicError("compare tables that `features` made, the reference with 2 rolls or more")
-    if not all(len(table) for table in tables):
-        raise MusicError("there are no rolls to compare; make some samples first")
-    return tables

@@ -26,41 +26,43 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image as PILImage
 
-from utils import pianoroll
-from utils.pianoroll import MusicError, PianoRoll
+from utils import audio, pianoroll
+from utils.files import MusicError, atomic
+from utils.pianoroll import PianoRoll
 
-DPI = 80
+DPI, WIDTH_INCHES = 80, 10.5
 MARGIN = 3  # rows left free above and below what sounds
 FEWEST_ROWS = 24  # a lone note is still shown within two octaves
 PLAYER_RATE_HZ = 22_050
 PLAYER_SECONDS = 60  # a longer piece is faded out: a notebook stays small
 GALLERY_SECONDS = 900
-
-
-def _colors() -> ListedColormap:
-    """Pixel values 0…255 as colours: silence near black, sustain dim, onsets bright by velocity."""
-    brightness = np.interp(np.arange(256), [0, 64, 128, 255], [0.03, 0.45, 0.62, 1.0])
-    return ListedColormap(matplotlib.colormaps["magma"](brightness), "piano roll")
-
-
-COLORS = _colors()
-
-
-def as_roll(thing: PianoRoll | np.ndarray) -> PianoRoll:
-    """A `PianoRoll` as it is, and a plain `uint8 [pitches, steps]` array with the usual facts."""
-    if isinstance(thing, PianoRoll):
-        return thing
-    pixels = np.asarray(thing)
-    if pixels.ndim != 2 or pixels.dtype != np.uint8:
-        raise MusicError(f"look and listen take piano rolls or uint8 arrays [pitches, steps], "
-                         f"not {pixels.dtype} {list(pixels.shape)}; see pianoroll.from_planes")
-    return PianoRoll(pixels, pianoroll.LOWEST_PITCH_OF_ROWS.get(len(pixels), 0))
+# pixel values 0…255 as colours: silence near black, sustain dim, onsets bright by velocity
+COLORS = ListedColormap(matplotlib.colormaps["magma"](
+    np.interp(np.arange(256), [0, 64, 128, 255], [0.03, 0.45, 0.62, 1.0])), "piano roll")
+ARTICLE = """<article><h2>{label}</h2>
+<p>{onsets:,} notes · {seconds:.1f} s · {tempo_bpm:.0f} beats a minute</p>
+<div class="scroll"><div class="roll" role="slider" tabindex="0" aria-label="Position in {label}" \
+aria-valuemin="0" aria-valuemax="{seconds:.0f}" aria-valuenow="0" data-times="{times}"{style}>
+<img src="{image}" alt="Piano roll of {label}"><div class="playhead"></div></div></div>
+<audio controls preload="metadata" aria-label="Player for {label}" src="{sound}"></audio>
+<a download="{file_name}" aria-label="Download the MIDI of {label}" href="{midi}">\
+Download the MIDI</a></article>"""
 
 
 def as_rolls(things: PianoRoll | np.ndarray | Sequence) -> list[PianoRoll]:
-    """One piano roll, a sequence of them, or an array `uint8 [N, pitches, steps]`, as a list."""
-    one = isinstance(things, PianoRoll) or (isinstance(things, np.ndarray) and things.ndim == 2)
-    return [as_roll(thing) for thing in ([things] if one else things)]
+    """One piano roll or several as a list. Plain arrays, `uint8 [pitches, steps]` or `[N, pitches,
+    steps]`, get the usual facts. Raises `MusicError` for other arrays."""
+    if isinstance(things, PianoRoll) or (isinstance(things, np.ndarray) and things.ndim == 2):
+        things = [things]
+    rolls = []
+    for thing in things:
+        if not isinstance(thing, PianoRoll):
+            if thing.ndim != 2 or thing.dtype != np.uint8:
+                raise MusicError("look and listen take piano rolls or uint8 arrays [pitches, steps]"
+                                 f", not {thing.dtype} {list(thing.shape)}; see from_planes")
+            thing = PianoRoll(thing, pianoroll.LOWEST_PITCH_OF_ROWS.get(len(thing), 0))
+        rolls.append(thing)
+    return rolls
 
 
 def one_line(text: object, longest: int = 34) -> str:
@@ -71,8 +73,8 @@ def one_line(text: object, longest: int = 34) -> str:
 
 def active_rows(pictures: Sequence[PianoRoll]) -> tuple[int, int]:
     """The pitches (from, up to and without) that hold all that sounds, with a margin."""
-    pitches = [p.lowest_pitch + np.flatnonzero(p.pixels.any(axis=1)) for p in pictures]
-    pitches = np.concatenate(pitches) if pitches else np.zeros(0)
+    pitches = np.concatenate(
+        [p.lowest_pitch + np.flatnonzero(p.pixels.any(axis=1)) for p in pictures])
     if not len(pitches):
         return 48, 72
     low, high = int(pitches.min()) - MARGIN, int(pitches.max()) + MARGIN + 1
@@ -91,8 +93,8 @@ def pool(pixels: np.ndarray, columns: int) -> np.ndarray:
 
 
 def figure_of(pictures: PianoRoll | np.ndarray | Sequence,
-              titles: str | Sequence[str] | None = None, columns: int = 4, seconds: bool = False,
-              width_inches: float = 10.5) -> Figure:
+              titles: str | Sequence[str] | None = None, columns: int = 4,
+              seconds: bool = False) -> Figure:
     """Draw piano rolls side by side, `columns` in a row, all with the same pitch axis.
 
     Low notes are at the bottom and each C is labelled. Time runs in beats, or in seconds at the
@@ -107,32 +109,31 @@ def figure_of(pictures: PianoRoll | np.ndarray | Sequence,
     columns = min(columns, len(pictures))
     rows = -(-len(pictures) // columns)
     low, high = active_rows(pictures)
-    row_inches = 2.2 if columns > 1 else 2.8
-    figure = Figure(figsize=(width_inches, row_inches * rows + 0.25), layout="constrained")
-    axes = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
     octaves = np.arange(-(-low // 12) * 12, high, 12 if high - low <= 84 else 24)
-    for i, (axis, picture) in enumerate(zip(axes, pictures, strict=False)):
+    figure = Figure(figsize=(WIDTH_INCHES, (2.2 if columns > 1 else 2.8) * rows + 0.25),
+                    layout="constrained")
+    axes = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
+    for i, (axis, picture) in enumerate(itertools.zip_longest(axes, pictures)):
+        if picture is None:
+            axis.set_axis_off()
+            continue
         beats = picture.pixels.shape[1] / picture.steps_per_beat
         right = picture.seconds if seconds else beats
-        pixels = pool(picture.pixels, int(width_inches / columns * 2 * DPI))
+        pixels = pool(picture.pixels, int(WIDTH_INCHES / columns * 2 * DPI))
         bottom = picture.lowest_pitch - 0.5
         axis.imshow(pixels, COLORS, aspect="auto", origin="lower", vmin=0, vmax=255,
                     interpolation="nearest" if pixels.shape[1] < 200 else "antialiased",
                     extent=(0, right, bottom, bottom + len(pixels)))
-        axis.set_facecolor(COLORS(0))
-        axis.set(xlim=(0, right), ylim=(low - 0.5, high - 0.5))
+        axis.set(xlim=(0, right), ylim=(low - 0.5, high - 0.5), facecolor=COLORS(0))
         axis.set_yticks(octaves, [f"C{pitch // 12 - 1}" for pitch in octaves])
         steps = [1, 2, 5, 10] if seconds else [1, 2, 4, 8, 10]
         axis.xaxis.set_major_locator(MaxNLocator(4 if columns > 1 else 8, steps=steps))
         axis.tick_params(labelsize=8, length=2)
-        axis.grid(axis="both", color="white", alpha=0.13, linewidth=0.6)
-        if i < len(titles) and titles[i]:
-            longest = 110 // columns
-            axis.set_title(one_line(titles[i], longest), fontsize=9, parse_math=False)
+        axis.grid(color="white", alpha=0.13, linewidth=0.6)
+        if i < len(titles):
+            axis.set_title(one_line(titles[i], 110 // columns), fontsize=9, parse_math=False)
         if i + columns >= len(pictures):
             axis.set_xlabel("seconds" if seconds else "beats", fontsize=8)
-    for axis in axes[len(pictures):]:
-        axis.set_axis_off()
     return figure
 
 
@@ -168,31 +169,30 @@ def source(*things: object) -> Code:
 def denoiser_figure(widths: Sequence[int], rows: int, columns: int = 32) -> Figure:
     """The denoiser of notebook 02 with one block per width: `widths` channels, coarser downwards;
     `rows` × `columns` positions at the finest size. Each box says its output, channels × size."""
-    size = [f"{w} × {rows >> i} × {columns >> i}" for i, w in enumerate(widths)]
     last = len(widths) - 1
-    boxes = [("input planes", f"7 × {12 * rows} × {4 * columns}", 0, "0.9"),
-             ("space-to-depth", f"336 × {rows} × {columns}", 0, "0.9"),
-             ("1×1 conv + place", size[0], 0, "lightblue")]
-    for i in range(len(widths)):
-        boxes += [("stride-2 conv", size[i], i, "lightblue")] if i else []
-        boxes.append(("residual", size[i], i, "orange"))
-    boxes += [("residual", size[-1], last, "orange"), ("attention", size[-1], last, "lightgreen")]
-    for i in range(last, -1, -1):
-        boxes.append(("residual", size[i], i, "orange"))
-        boxes += [("transposed conv", size[i - 1], i - 1, "lightblue")] if i else []
-    boxes += [("attention", size[0], 0, "lightgreen"), ("1×1 conv", f"144 × {rows} × {columns}", 0,
-              "lightblue"), ("depth-to-space", f"3 × {12 * rows} × {4 * columns}", 0, "0.9")]
-    figure = Figure(figsize=(10.5, 1.5 + 1.1 * len(widths)), layout="constrained")
+    boxes = [("input planes", 0), ("space-to-depth", 0), ("1×1 conv + place", 0), ("residual", 0)]
+    for i in range(1, last + 1):
+        boxes += [("stride-2 conv", i), ("residual", i)]
+    boxes += [("residual", last), ("attention", last)]
+    for i in range(last, 0, -1):
+        boxes += [("residual", i), ("transposed conv", i - 1)]
+    boxes += [("residual", 0), ("attention", 0), ("1×1 conv", 0), ("depth-to-space", 0)]
+    shapes = {"input planes": (7, 12 * rows, 4 * columns), "space-to-depth": (336, rows, columns),
+              "1×1 conv": (144, rows, columns), "depth-to-space": (3, 12 * rows, 4 * columns)}
+    colors = {"residual": "orange", "attention": "lightgreen", "input planes": "0.9",
+              "space-to-depth": "0.9", "depth-to-space": "0.9"}
+    figure = Figure(figsize=(WIDTH_INCHES, 1.5 + 1.1 * len(widths)), layout="constrained")
     axis = figure.subplots()
-    for x, (name, shape, level, color) in enumerate(boxes):
-        axis.text(x, -level, f"{name}\n{shape}", rotation=90, ha="center", va="center", fontsize=8,
-                  bbox={"boxstyle": "round,pad=0.3", "facecolor": color, "edgecolor": "0.4"})
+    for x, (name, level) in enumerate(boxes):
+        shape = shapes.get(name, (widths[level], rows >> level, columns >> level))
+        axis.text(x, -level, f"{name}\n{' × '.join(map(str, shape))}", rotation=90, ha="center",
+                  va="center", fontsize=8, bbox={"boxstyle": "round,pad=0.3", "edgecolor": "0.4",
+                                                 "facecolor": colors.get(name, "lightblue")})
         if x:
-            axis.annotate("", (x - 0.3, -level), (x - 0.7, -boxes[x - 1][2]),
+            axis.annotate("", (x - 0.3, -level), (x - 0.7, -boxes[x - 1][1]),
                           arrowprops={"arrowstyle": "->"})
-    residual = [x for x, box in enumerate(boxes) if box[0] == "residual"]
-    for i in range(len(widths)):
-        start, end = residual[i], residual[-1 - i]
+    residual = [x for x, (name, _) in enumerate(boxes) if name == "residual"]
+    for i, (start, end) in enumerate(zip(residual[: last + 1], residual[::-1], strict=False)):
         axis.annotate("", (end, 0.48 - i), (start, 0.48 - i), arrowprops={
             "arrowstyle": "->", "linestyle": "--", "connectionstyle": "arc3,rad=-0.06"})
         axis.text((start + end) / 2, 0.6 - i, "skip: added", ha="center", fontsize=7)
@@ -206,19 +206,28 @@ def denoiser_figure(widths: Sequence[int], rows: int, columns: int = 32) -> Figu
 # ---------------------------------------------------------------- listen
 
 
-def mp3_of(wav_path: str | Path, longest_s: float = PLAYER_SECONDS) -> bytes:
-    """A WAV as mono MP3 of 22.05 kHz, 3 kB a second; past `longest_s` it is faded out."""
-    from utils import audio  # late: to look at piano rolls takes no synthesizer
+def mp3_of(thing: PianoRoll | np.ndarray | str | Path, longest_s: float = PLAYER_SECONDS) -> bytes:
+    """The sound of a piano roll, a MIDI or a WAV file as mono MP3 of 22.05 kHz, 3 kB a second.
 
-    with soundfile.SoundFile(wav_path) as wav:
-        rate_hz = wav.samplerate
-        sound = wav.read(int(longest_s * rate_hz) + 1, dtype="float32", always_2d=True)
+    Past `longest_s` it is faded out. Raises `audio.Silence` for music without a note.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path, wav_path = Path(folder, "piano roll.mid"), Path(folder, "sound.wav")
+        if isinstance(thing, (str, Path)):
+            path = Path(thing)
+        else:
+            pianoroll.to_midi(*as_rolls(thing)).write(str(path))
+        if path.suffix.lower() == ".wav":
+            wav_path = path
+        else:
+            audio.midi_to_wav(path, wav_path, sample_rate=PLAYER_RATE_HZ)
+        with soundfile.SoundFile(wav_path) as wav:
+            rate_hz = wav.samplerate
+            sound = wav.read(int(longest_s * rate_hz) + 1, dtype="float32", always_2d=True)
     sound = sound.mean(axis=1)  # [n, channels] -> [n]
     if len(sound) > longest_s * rate_hz:
-        fade = rate_hz * 2
-        sound[-fade:] *= np.linspace(1, 0, fade, dtype=np.float32)
-    sound = audio.resample(sound, rate_hz, PLAYER_RATE_HZ)
-    small = io.BytesIO()
+        sound[-2 * rate_hz :] *= np.linspace(1, 0, 2 * rate_hz, dtype=np.float32)
+    sound, small = audio.resample(sound, rate_hz, PLAYER_RATE_HZ), io.BytesIO()
     soundfile.write(small, sound, PLAYER_RATE_HZ, format="MP3", subtype="MPEG_LAYER_III",
                     bitrate_mode="CONSTANT", compression_level=0.9)
     return small.getvalue()
@@ -234,27 +243,14 @@ def listen(thing: PianoRoll | np.ndarray | str | Path, title: str = "") -> HTML:
 
     Music that is silent, or nearly so, gets a line that says it in place of a player.
     """
-    from utils import audio  # late: to look at piano rolls takes no synthesizer
-
     label = html.escape(one_line(title, 80))
     caption = f"<figcaption>{label}</figcaption>" if label else ""
-    with tempfile.TemporaryDirectory() as folder:
-        wav = Path(folder, "sound.wav")
-        try:
-            if isinstance(thing, (str, Path)):
-                path = Path(thing)
-            else:
-                path = Path(folder, "picture.mid")
-                pianoroll.to_midi(as_roll(thing)).write(str(path))
-            if path.suffix.lower() != ".wav":
-                audio.midi_to_wav(path, wav, sample_rate=PLAYER_RATE_HZ)
-                path = wav
-            mp3 = mp3_of(path)
-        except audio.Silence:
-            return HTML(f"<figure>{caption}<em>Silence: nothing to hear.</em></figure>")
+    try:
+        sound = data_uri(mp3_of(thing), "audio/mpeg")
+    except audio.Silence:
+        return HTML(f"<figure>{caption}<em>Silence: nothing to hear.</em></figure>")
     return HTML(f'<figure style="margin:0">{caption}<audio controls preload="metadata" '
-                f'aria-label="{label or "player"}" src="{data_uri(mp3, "audio/mpeg")}"></audio>'
-                "</figure>")
+                f'aria-label="{label or "player"}" src="{sound}"></audio></figure>')
 
 
 # ---------------------------------------------------------------- gallery
@@ -297,26 +293,17 @@ def gallery(pieces: Iterable[tuple[str, PianoRoll, str | Path, str | Path]], pat
     articles = []
     for name, picture, wav_path, midi_path in pieces:
         times, steps = seconds_and_steps(picture), picture.pixels.shape[1]
-        label = html.escape(one_line(name, 120))
-        onsets = int((picture.pixels > pianoroll.SUSTAIN).sum())
-        facts = (f"{onsets:,} notes · {times[-1][0]:.1f} s · "
-                 f"{picture.tempo_bpm:.0f} beats a minute")
-        wide = f' style="min-width:{steps * 2}px"' if steps > 400 else ""  # longer ones scroll
-        articles.append(
-            f'<article><h2>{label}</h2><p>{facts}</p><div class="scroll">'
-            f'<div class="roll" role="slider" tabindex="0" aria-label="Position in {label}" '
-            f'aria-valuemin="0" aria-valuemax="{times[-1][0]:.0f}" aria-valuenow="0" '
-            f'data-times="{json.dumps(times)}"{wide}>'
-            f'<img src="{data_uri(pixels_of(picture), "image/png")}" alt="Piano roll of {label}">'
-            '<div class="playhead"></div></div></div><audio controls preload="metadata" '
-            f'aria-label="Player for {label}" '
-            f'src="{data_uri(mp3_of(wav_path, GALLERY_SECONDS), "audio/mpeg")}"></audio>'
-            f'<a download="{download_name(name)}" aria-label="Download the MIDI of {label}" '
-            f'href="{data_uri(Path(midi_path).read_bytes(), "audio/midi")}">Download the MIDI</a>'
-            '</article>')
+        articles.append(ARTICLE.format(
+            label=html.escape(one_line(name, 120)), file_name=download_name(name),
+            onsets=int((picture.pixels > pianoroll.SUSTAIN).sum()), seconds=times[-1][0],
+            tempo_bpm=picture.tempo_bpm, times=json.dumps(times),
+            style=f' style="min-width:{steps * 2}px"' if steps > 400 else "",  # it scrolls
+            image=data_uri(pixels_of(picture), "image/png"),
+            sound=data_uri(mp3_of(wav_path, GALLERY_SECONDS), "audio/mpeg"),
+            midi=data_uri(Path(midi_path).read_bytes(), "audio/midi")))
     template = string.Template(Path(__file__).with_name("gallery.html").read_text("utf-8"))
     page = template.substitute(title=html.escape(one_line(title, 120)), pieces="\n".join(articles),
                                background=matplotlib.colors.to_hex(COLORS(0)))
-    with pianoroll.atomic(path) as temporary:
+    with atomic(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
     return Path(path)

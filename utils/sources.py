@@ -4,22 +4,20 @@ Nothing is downloaded unless its name is asked for. What is downloaded lies in `
 (or where the environment variable MIDI_COLLECTIONS says), outside version control.
 """
 
+import contextlib
 import hashlib
 import os
-import stat
 import tarfile
 import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils.files import MusicError, atomic
+from utils.files import MusicError
 
 ROOT = Path(__file__).parent.parent
 BUILTIN = ROOT / "data" / "midi"
-MAX_MEMBERS = 1_000_000
 MAX_UNPACKED = 20 * 2**30  # bytes; Lakh, the largest of them, needs about a third
-MAX_MEMBER = 64 * 2**20
 KEPT = (".mid", ".midi", ".csv", ".json", ".txt", "license", "licence", "readme", ".md")
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
@@ -31,7 +29,7 @@ class Collection:
     url: str
     licence: str
     citation: str
-    sha256: str = ""  # as the publisher gives it; empty: the publisher gives none
+    sha256: str | None = None  # as the publisher gives it
     folder: str = ""  # within the archive
 
 
@@ -61,15 +59,10 @@ COLLECTIONS = {
 }
 
 
-def collections_dir() -> Path:
-    """Where downloads are kept."""
-    return Path(os.environ.get("MIDI_COLLECTIONS", ROOT / "runs" / "collections"))
-
-
 def collection_folder(midi_dir: str | Path) -> Path:
     """The folder of MIDI for a collection's name, an archive or a folder; fetched and unpacked.
 
-    Raises `MusicError` where there is no such thing, or no connection to fetch it.
+    Raises `MusicError` where there is no such thing, or where it cannot be fetched or unpacked.
     """
     if str(midi_dir) == "builtin":
         return BUILTIN
@@ -79,60 +72,39 @@ def collection_folder(midi_dir: str | Path) -> Path:
     if str(midi_dir) in COLLECTIONS and not path.exists():
         return fetch(str(midi_dir))
     if path.is_file() and path.name.lower().endswith(ARCHIVES):
-        return _unpacked(path, collections_dir() / f"{path.name}-{_sha256(path)[:12]}")
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return _unpacked(path, collections_dir() / f"{path.name}-{digest[:12]}")
     names = ", ".join(("builtin", *COLLECTIONS))
     raise MusicError(f"{midi_dir}: no such folder; set midi_dir to a folder of MIDI files, to an "
                      f"archive ({', '.join(ARCHIVES[:4])}) or to a collection ({names})")
 
 
+def collections_dir() -> Path:
+    """Where downloads are kept."""
+    return Path(os.environ.get("MIDI_COLLECTIONS", ROOT / "runs" / "collections"))
+
+
 def fetch(name: str) -> Path:
-    """Download a collection unless it is there, check it, unpack it, print licence and citation."""
-    collection = COLLECTIONS[name]
+    """Download a collection unless it is there, check it, unpack it, print licence and citation.
+
+    A download that was cut off starts afresh.
+    """
+    collection, home = COLLECTIONS[name], collections_dir() / name
     print(f"{name}: licence {collection.licence}; cite {collection.citation}")
-    home = collections_dir() / name
     if not home.is_dir():
-        archive = _download(name, collection)
+        import pooch
+        pooch.get_logger().setLevel("ERROR")
+        archive = home.with_name(collection.url.rpartition("/")[2])
         try:
-            _unpacked(archive, home)
-        except MusicError as error:
-            archive.unlink(missing_ok=True)  # the next call downloads it again
-            raise MusicError(f"{error}; run it again to download it again") from None
-    folder = home / collection.folder
-    return folder if folder.is_dir() else home
-
-
-def _download(name: str, collection: Collection) -> Path:
-    """The archive on disk, whole and checked. A download that was cut off starts afresh."""
-    import pooch
-    archive = collections_dir() / collection.url.rpartition("/")[2]
-    record = archive.with_name(archive.name + ".sha256")
-    recorded = record.read_text().split()[0] if record.is_file() else ""
-    expected = collection.sha256 or recorded
-    if not expected:
-        print(f"{name}: the publisher gives no sha256; what arrives is recorded in {record.name}")
-    pooch.get_logger().setLevel("ERROR")
-    progress = pooch.HTTPDownloader(progressbar=True, timeout=60)
-    try:
-        pooch.retrieve(collection.url, f"sha256:{expected}" if expected else None, archive.name,
-                       archive.parent, downloader=progress)
-    except ValueError as error:
-        if "hash" not in str(error):
-            raise
-        raise MusicError(f"{collection.url}: the download is damaged, or not the published file "
-                         f"(its sha256 is not {expected}); run it again") from None
-    except Exception as error:  # requests raises many kinds, and so do sockets
-        reason = type(error).__name__
-        raise MusicError(f"{name}: cannot be downloaded ({reason}); download {collection.url} "
-                         f"elsewhere and put it at {archive}") from None
-    if not collection.sha256 and not recorded:
-        with atomic(record) as temporary:
-            temporary.write_text(f"{_sha256(archive)}  {archive.name}\n")
-    return archive
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+            pooch.retrieve(collection.url, collection.sha256, archive.name, archive.parent,
+                           progressbar=True)
+        except Exception as error:  # requests raises many kinds, and so do sockets
+            reason = "its sha256 is wrong" if type(error) is ValueError else type(error).__name__
+            raise MusicError(f"{name}: cannot be downloaded ({reason}); run it again, or download "
+                             f"{collection.url} elsewhere and put it at {archive}") from None
+        _unpacked(archive, home)
+    return home / collection.folder
 
 
 def _unpacked(archive: Path, target: Path) -> Path:
@@ -145,11 +117,8 @@ def _unpacked(archive: Path, target: Path) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".unpacking-") as temporary:
             unpack(archive, folder := Path(temporary) / "folder")
-            try:
+            with contextlib.suppress(OSError):  # another run was faster
                 folder.rename(target)
-            except OSError:
-                if not target.is_dir():
-                    raise
     while len(inside := list(target.iterdir())) == 1 and inside[0].is_dir():
         target = inside[0]
     return target
@@ -158,42 +127,30 @@ def _unpacked(archive: Path, target: Path) -> Path:
 def unpack(archive: Path, folder: Path) -> None:
     """Unpack the MIDI files, tables and licences of an archive into a new folder.
 
-    No member lands outside `folder`, and links are left out. Raises `MusicError` for an archive
-    that is damaged, hostile or too large.
+    No member lands outside `folder`, and no link is made. Raises `MusicError` for an archive that
+    is damaged, hostile or too large.
     """
+    size_left = MAX_UNPACKED
+
+    def is_kept(name: str, size: int) -> bool:
+        nonlocal size_left
+        if not name.lower().endswith(KEPT):
+            return False
+        size_left -= max(size, 4096)  # a small file takes a block of the disk
+        if size_left < 0:
+            raise MusicError("more than a collection of MIDI could hold")
+        return True
+
     folder.mkdir()
-    allowed = _Allowed(archive)
     try:
         if zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as zipped:  # it drops what leads out of the folder
-                zipped.extractall(folder, [
-                    member for member in zipped.infolist()
-                    if stat.S_IFMT(member.external_attr >> 16) in (0, stat.S_IFREG)
-                    and allowed(member.filename, member.file_size)])
+                zipped.extractall(folder, [member for member in zipped.infolist()
+                                           if is_kept(member.filename, member.file_size)])
         else:
             with tarfile.open(archive) as tarred:  # `data_filter` refuses what leads out
                 tarred.extractall(folder, filter=lambda member, path: tarfile.data_filter(
-                    member, path) if member.isreg() and allowed(member.name, member.size) else None)
-                while tarred.fileobj.read(2**20):  # to its end, so that its checksum is checked
-                    pass
-    except MusicError:
-        raise
+                    member, path) if member.isreg() and is_kept(member.name, member.size) else None)
     except Exception as error:  # zipfile, tarfile, zlib, lzma: their errors share no parent
-        raise MusicError(f"{archive}: a damaged archive ({type(error).__name__}: "
-                         f"{str(error)[:80]}); delete it and download it again") from None
-
-
-class _Allowed:
-    """Whether a member is unpacked, by its name and size. Raises `MusicError` past the limits."""
-
-    def __init__(self, archive: Path) -> None:
-        self.archive, self.members, self.bytes = archive, 0, 0
-
-    def __call__(self, name: str, size: int) -> bool:
-        if not name.lower().endswith(KEPT):
-            return False
-        self.members, self.bytes = self.members + 1, self.bytes + size
-        if size > MAX_MEMBER or self.bytes > MAX_UNPACKED or self.members > MAX_MEMBERS:
-            raise MusicError(f"{self.archive}: unpacks to more than a collection of MIDI could; it "
-                             "is hostile, delete it")
-        return True
+        raise MusicError(f"{archive}: cannot be unpacked ({str(error)[:80]}); delete it and "
+                         "download it again") from None

@@ -6,10 +6,10 @@ the state of a training is, and how to restore it.
 
 import contextlib
 import io
-import itertools
 import json
-import math
+import re
 import time
+import timeit
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,7 +23,7 @@ from utils.files import MusicError, atomic, write_table
 
 OVERHEAD = 1.15  # what a step takes beyond its gradients: the optimizer and the EMA
 SAVE_EVERY_S = 60  # seconds of training between two checkpoints, at most
-FACTS = {"about", "step", "train_steps", "log"}  # in each checkpoint, beside the training's state
+FACTS = {"about", "step", "train_steps", "log", "names", "seconds"}  # in each checkpoint
 
 
 def write_arrays(state: dict[str, Any], file: BinaryIO) -> None:
@@ -36,17 +36,13 @@ def read_arrays(path: Path) -> dict[str, Any]:
     """What `write_arrays` wrote. Runs no code from the file."""
     with np.load(path) as file:
         return {name: json.loads(str(value)) if value.dtype.kind == "U" else value
-                for name, value in dict(file).items()}
+                for name, value in file.items()}
 
 
-def steps_within(minutes: float, one_step: Callable[[], None], repeats: int = 6) -> int:
+def steps_within(minutes: float, one_step: Callable[[], None]) -> int:
     """How many steps fit into `minutes`, at least 4. `one_step()` computes a step's gradients; the
-    fastest of `repeats` calls counts, after one to warm up."""
-    took_s = []
-    for _ in range(1 + repeats):
-        start_s = time.perf_counter()
-        one_step()
-        took_s.append(time.perf_counter() - start_s)
+    fastest of six calls counts, after one to warm up."""
+    took_s = timeit.repeat(one_step, number=1, repeat=7)
     return max(4, int(60 * minutes / OVERHEAD / min(took_s[1:])))
 
 
@@ -68,14 +64,11 @@ def sources_of(styles: str, images: Path, batch_size: int) -> dict[str, tuple[Pa
     """
     if not styles:
         return {"": (images, batch_size)}
-    try:
-        pairs = [item.strip().partition("=")[::2] for item in styles.split(",")]
-        found = {name: (Path(folder.rpartition(":")[0]) / "images" / "diffusion" / "train",
-                        int(folder.rpartition(":")[2])) for name, folder in pairs}
-    except ValueError:
-        found = {}
+    items = [re.fullmatch(r"(.*?)=(.*):(\d+)", item.strip()) for item in styles.split(",")]
+    found = {item[1]: (Path(item[2], "images", "diffusion", "train"), int(item[3]))
+             for item in items if item}
     shares = [share for _, share in found.values()]
-    if not found or min(shares) < 1 or sum(shares) != batch_size:
+    if len(found) < len(items) or 0 in shares or sum(shares) != batch_size:
         raise MusicError(f"styles {styles!r}: write name=run_dir:images, separated by commas, "
                          f"{batch_size} images in all")
     return found
@@ -87,12 +80,15 @@ def read_ahead(sources: dict[str, tuple[Path, int]], preset_name: str, seed: int
     turn. The next batch is read while this one is used."""
     streams = [corpus.stream_rolls(folder, share, preset_name, seed, start)
                for folder, share in sources.values()]
+
+    def read() -> np.ndarray:
+        return np.concatenate([next(stream) for stream in streams])
+
     with ThreadPoolExecutor(1) as reader:
-        ahead = reader.submit(lambda: [next(stream) for stream in streams])
+        ahead = reader.submit(read)
         while True:
-            batch = ahead.result()
-            ahead = reader.submit(lambda: [next(stream) for stream in streams])
-            yield np.concatenate(batch)
+            batch, ahead = ahead.result(), reader.submit(read)
+            yield batch
 
 
 # ---------------------------------------------------------------- the training
@@ -108,9 +104,8 @@ class Training:
             loss = ...
             training.record(loss=loss)               # counts, logs, saves when it is time
 
-    Keras has a loop of its own: call `start`, `record` and `stop` in a callback. With neither
-    `plan` nor `train_steps`, the training ends when `minutes` of training time are over.
-    Every refusal is a `MusicError` of one line.
+    With neither `plan` nor `train_steps`, the training ends when `minutes` of training time are
+    over. Every refusal is a `MusicError` of one line.
     """
 
     def __init__(self, path: str | Path, log_path: str | Path, *, train_steps: int = 0,
@@ -119,17 +114,16 @@ class Training:
                  read: Callable[[Path], dict] = read_arrays, remedy: str = "set another seed"):
         """`save_every` is in steps; `write` and `read` store a dict, PyTorch's with `torch.save`;
         `remedy` is what to do when a loss is not a number. Raises for a damaged checkpoint."""
-        self.path, self.log_path = Path(path), Path(log_path)
-        self.train_steps, self.minutes, self.save_every = train_steps, minutes, save_every
-        self._given_steps = train_steps
-        self.batch_size, self.write, self.read, self.remedy = batch_size, write, read, remedy
-        self.step, self.names, self.rows, self.about = 0, [], [], {}
+        self.path, self.log_path, self.minutes = Path(path), Path(log_path), minutes
+        self.train_steps = self.given_steps = train_steps
+        self.save_every, self.batch_size = save_every, batch_size
+        self.write, self.read, self.remedy = write, read, remedy
         self.quiet = False  # True in all processes but one: they save and show nothing
-        self._seconds, self._since, self._waiting, self._bar = 0.0, None, [], None
-        self._saved_s = self._reported_s = 0.0
+        self.step, self.names, self.rows = 0, [], []  # a row: step, numbers, images a second
+        self._waiting, self._bar = [], None  # numbers still to be read; the progress bar
+        self._seconds, self._since = 0.0, None  # time before the clock was started, and when it was
+        self._saved_s = self._reported_s = 0.0  # `seconds` at the last checkpoint, the last report
         self.saved = self._read() if resume and self.path.is_file() else None
-
-    # ------------------------------------------------------------ how long
 
     @property
     def seconds(self) -> float:
@@ -147,7 +141,7 @@ class Training:
     def plan(self, one_step: Callable[[], None]) -> int:
         """The number of steps: as given, as a resumed run had it, or as many as fit into
         `minutes`, where `one_step()` computes the gradients of one."""
-        if not self._given_steps:
+        if not self.given_steps:
             self.train_steps = (self.saved["train_steps"] if self.saved
                                 else steps_within(self.minutes, one_step))
         return self.train_steps
@@ -164,8 +158,6 @@ class Training:
             yield
         finally:
             self._since = time.perf_counter() if running else None
-
-    # ------------------------------------------------------------ the loop
 
     def begin(self, about: dict[str, Any], save: Callable[[], dict[str, Any]],
               load: Callable[[dict[str, Any]], None]) -> None:
@@ -187,23 +179,15 @@ class Training:
 
     def steps(self) -> Iterator[int]:
         """The number of steps done before each step to do. The loop must `record` each step."""
-        self.start()
+        self._bar = tqdm(total=self.train_steps or None, initial=self.step, desc="training",
+                         mininterval=1, disable=self.quiet)
+        self._since = time.perf_counter()
         try:
             while self.done < 1:
                 yield self.step
         finally:
-            self.stop()
-
-    def start(self) -> None:
-        """Start the clock and the progress bar."""
-        self._bar = tqdm(total=self.train_steps or None, initial=self.step, desc="training",
-                         mininterval=1, disable=self.quiet)
-        self._since = time.perf_counter()
-
-    def stop(self) -> None:
-        """Stop the clock and the progress bar."""
-        self._seconds, self._since = self.seconds, None
-        self._bar.close()
+            self._seconds, self._since = self.seconds, None
+            self._bar.close()
 
     def record(self, **numbers: Any) -> None:
         """End a step. Its numbers may still be on a device: they are read now and then, because
@@ -211,14 +195,11 @@ class Training:
         self.step += 1
         self._waiting.append(numbers)
         self._bar.update()
-        due = (self.step % self.save_every == 0 or self.done >= 1
-               or self.seconds > self._saved_s + SAVE_EVERY_S)
-        if due or self.step % 20 == 0:
-            self._report()
-        if due and self.quiet:
-            self._saved_s = self.seconds
-        elif due:
+        if (self.step % self.save_every == 0 or self.done >= 1
+                or self.seconds > self._saved_s + SAVE_EVERY_S):
             self.save()
+        elif self.step % 20 == 0:
+            self._report()
 
     def column(self, name: str) -> np.ndarray:
         """A number at every step so far, float64 `[steps]`."""
@@ -229,74 +210,65 @@ class Training:
         """Read the waiting numbers into the log and the progress bar."""
         if not self._waiting:
             return
-        values = [[float(value) for value in numbers.values()] for numbers in self._waiting]
+        values = np.array([[float(value) for value in numbers.values()]
+                           for numbers in self._waiting])  # [steps since the last time, numbers]
         if not np.isfinite(values).all():
-            raise self.not_a_number()
+            raise self._stopped(f"a loss is not a number after step {self.step}: {self.remedy}")
         speed = round(self.batch_size * len(values) / max(self.seconds - self._reported_s, 1e-9), 1)
         first, self.names = self.step - len(values) + 1, list(self._waiting[0])
-        self.rows += [(step, *row, speed) for step, row in enumerate(values, first)]
+        self.rows += [(step, *row, speed) for step, row in enumerate(values.tolist(), first)]
         self._waiting, self._reported_s = [], self.seconds
-        means = zip(self.names, np.mean(values, axis=0), strict=True)
-        shown = ", ".join(f"{name} {mean:.3g}" for name, mean in itertools.islice(means, 3))
-        self._bar.set_postfix_str(f"{shown}, {speed} images/s", refresh=False)
-
-    # ------------------------------------------------------------ checkpoints
+        means = dict(zip(self.names[:3], values.mean(axis=0), strict=False))
+        self._bar.set_postfix(means, images_per_s=speed, refresh=False)
 
     def save(self) -> None:
-        """Write the checkpoint and the log, each whole or not at all. Raises, and keeps the earlier
-        checkpoint, where a weight is not finite."""
+        """Write the checkpoint and the log, each whole or not at all."""
         self._report()
+        self._saved_s = self.seconds
+        if self.quiet:
+            return
         with self.paused():
-            state = self._save()
-            if not _finite(state):
-                raise self.not_a_number()
-            state |= {"about": self.about, "step": self.step, "train_steps": self.train_steps,
-                      "log": self.rows, "names": self.names, "seconds": self.seconds}
+            state = self._save() | {
+                "about": self.about, "step": self.step, "train_steps": self.train_steps,
+                "log": self.rows, "names": self.names, "seconds": self.seconds}
             self.write(state, buffer := io.BytesIO())
             with atomic(self.path) as temporary:
                 temporary.write_bytes(buffer.getbuffer())
             write_table(self.log_path, ("step", *self.names, "pictures_per_s"), self.rows)
-        self._saved_s = self.seconds
 
     def restore(self, saved: dict[str, Any] | None = None) -> None:
         """Restore a checkpoint, the last one if none is given. Raises where it does not fit."""
-        saved = self._read() if saved is None else saved
-        ours = json.loads(json.dumps(self.about))
-        theirs = json.loads(json.dumps(saved["about"]))
+        saved = saved or self._read()
+        ours, theirs = (json.loads(json.dumps(about)) for about in (self.about, saved["about"]))
         different = [name for name in ours if theirs.get(name, ours[name]) != ours[name]]
         if different:
             raise MusicError(f"{self.path}: trained with another {', '.join(different)}; give the "
                              "same parameters, or set resume to False")
-        try:
+        with self._refusing():
             self._load(saved)
-        except Exception:  # of another version of the program
-            raise MusicError(f"{self.path}: damaged, or made by another version of this project; "
-                             "set resume to False") from None
-        self.step, self.rows = int(saved["step"]), [tuple(row) for row in saved["log"]]
-        self.names = saved.get("names", ["loss"])
-        self._seconds = self._saved_s = self._reported_s = float(saved.get("seconds", 0))
+            self.step, self.names = int(saved["step"]), saved["names"]
+            self.rows = [tuple(row) for row in saved["log"]]
+            self._seconds = self._saved_s = self._reported_s = float(saved["seconds"])
 
     def _read(self) -> dict[str, Any]:
-        try:
+        with self._refusing():
             saved = self.read(self.path)
-            if not saved.keys() >= FACTS:
-                raise ValueError("not a checkpoint")
-            return saved
+            return {name: saved[name] for name in FACTS} | saved  # an error if one is missing
+
+    @contextlib.contextmanager
+    def _refusing(self) -> Iterator[None]:
+        """Turn any error in reading the checkpoint into one line."""
+        try:
+            yield
         except Exception:
-            raise MusicError(f"{self.path}: damaged; set resume to False") from None
+            raise MusicError(f"{self.path}: damaged, or made by another version of this project; "
+                             "set resume to False") from None
 
-    # ------------------------------------------------------------ when it stops
-
-    def way_on(self) -> str:
-        """What to do after a stop, in words."""
-        if self.path.is_file():
-            return f"set resume to True to go on from {self.path}"
-        return "run again: nothing was saved yet"
-
-    def not_a_number(self) -> MusicError:
-        """The error of a training whose numbers are no longer finite."""
-        return MusicError(f"a loss or a weight is not a number after step {self.step}; "
-                          f"{self.remedy}, and {self.way_on()}")
+    def _stopped(self, why: str) -> MusicError:
+        """The error of a training that has ended early: why, and how to go on."""
+        remedy = (f"set resume to True to go on from {self.path}" if self.path.is_file()
+                  else "run again: nothing was saved yet")
+        return MusicError(f"{why}; {remedy}")
 
     @contextlib.contextmanager
     def explained(self, processes: int = 1) -> Iterator[None]:
@@ -304,19 +276,8 @@ class Training:
         try:
             yield
         except KeyboardInterrupt:
-            raise MusicError(f"stopped; {self.way_on()}") from None
+            raise self._stopped("stopped") from None
         except Exception as error:
             if processes == 1:
                 raise
-            raise MusicError(f"a process stopped ({type(error).__name__}); "
-                             f"{self.way_on()}") from None
-
-
-def _finite(value: Any) -> bool:
-    """Whether all floating-point arrays in nested dicts and lists are finite."""
-    if isinstance(value, dict):
-        return all(_finite(item) for item in value.values())
-    if isinstance(value, (list, tuple)):
-        return all(_finite(item) for item in value)
-    floating = "float" in str(getattr(value, "dtype", ""))
-    return not floating or bool((abs(value) < math.inf).all())
+            raise self._stopped(f"a process stopped ({type(error).__name__})") from None

@@ -6,8 +6,9 @@
 import { ONSET, SIZE, WIDTH, fromPlanes, toPlanes, withoutGaps, withoutStraySustains }
   from "./pianoroll.js";
 
-const SETTLED = 0; // log signal-to-noise ratio from which on the number of notes is decided
+const SETTLED = -1; // log signal-to-noise ratio from which on the number of notes is decided
 const GUIDED = -4; // log SNR from which on guidance and self-conditioning apply
+const LEAST = 0.5, BAR = 16; // of the density aimed at, in each bar; columns of a bar
 const LOGIT_LIMIT = 30;
 
 const sigmoid = (x) => 1 / (1 + Math.exp(-x));
@@ -115,6 +116,28 @@ function guided(logits, pixel_logits, guidance) {
   return moved;
 }
 
+/** How many onsets are expected where `where` is 1. */
+const expected = (logits, where) => where.reduce((sum, inside, i) =>
+  sum + (inside ? sigmoid(logits[SIZE + i]) : 0), 0);
+
+/** Moves both planes by one number where `where` is 1, to `onsets` onsets. `aim_at_onsets` */
+function aimAtOnsets(logits, onsets, where) {
+  const size = where.reduce((sum, one) => sum + one, 0), aim = Math.min(onsets, size / 2);
+  if (Math.abs(expected(logits, where) - aim) <= 0.5) return;
+  const by = shiftToMean(logits.subarray(SIZE), aim / size, where);
+  logits.forEach((one, i) => { if (where[i % SIZE]) logits[i] = one + by; });
+}
+
+/** Moves those bars that would fall silent. `fill_silent_bars` */
+function fillSilentBars(logits, onsets, where) {
+  const share = onsets / where.reduce((sum, one) => sum + one, 0);
+  for (let bar = 0; bar < WIDTH / BAR; bar += 1) {
+    const inside = where.map((one, i) => (Math.floor(i % WIDTH / BAR) === bar ? one : 0));
+    const least = LEAST * share * inside.reduce((sum, one) => sum + one, 0);
+    if (expected(logits, inside) < least) aimAtOnsets(logits, least, inside);
+  }
+}
+
 /** The network's logits with all conditions. `NotePredictor.conditioned` */
 function conditioned({ logits, pixel_logits }, logSnr,
   { guidance, mask, silent, pitchWeights, onsets, means }) {
@@ -124,14 +147,14 @@ function conditioned({ logits, pixel_logits }, logSnr,
       if (mask[i]) moved[i] = moved[SIZE + i] = -LOGIT_LIMIT;
     }
   }
-  const shift = (by) => moved.forEach((one, i) => { // in the mask alone
-    if (mask[i % SIZE]) moved[i] = one + by(i % SIZE);
-  });
-  if (pitchWeights) shift((i) => Math.log(Math.max(pitchWeights[i], 1e-30))); // `weigh_pitches`
-  if (onsets > 0 && logSnr < SETTLED) { // `aim_at_onsets`
-    const share = Math.min(onsets / mask.reduce((sum, one) => sum + one, 0), 0.5);
-    const by = shiftToMean(moved.subarray(SIZE), share, mask);
-    shift(() => by);
+  if (pitchWeights) { // `weigh_pitches`
+    moved.forEach((one, i) => {
+      if (mask[i % SIZE]) moved[i] = one + Math.log(Math.max(pitchWeights[i % SIZE], 1e-30));
+    });
+  }
+  if (onsets > 0 && logSnr < SETTLED) {
+    aimAtOnsets(moved, onsets, mask);
+    fillSilentBars(moved, onsets, mask);
   } else if (means && logSnr < SETTLED) { // `with_mean`
     for (const plane of [0, 1]) {
       const part = moved.subarray(plane * SIZE, (plane + 1) * SIZE);
