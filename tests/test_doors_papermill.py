@@ -1,13 +1,35 @@
-"""What `pytest --nbval` compares."""
+"""papermill's own command from any folder, twice at a time, and what `pytest --nbval` compares."""
 
+import os
 import subprocess
 import sys
 
 import nbformat
+import numpy as np
 import pytest
 
 import chain
 from real_midi import ROOT
+from utils import pianoroll
+
+
+def test_two_runs_of_papermill_at_a_time_from_any_folder_keep_apart(tmp_path):
+    """05 in a folder elsewhere with -p, and in the notebooks' own with -f."""
+    processes = []
+    for i, cwd in enumerate((tmp_path, ROOT / "notebooks")):
+        roll = pianoroll.PianoRoll(pianoroll.roll_of(np.array([[0, 4, 60 + i, 90]]), 128, 128))
+        pianoroll.save_png(roll, tmp_path / f"images {i}" / f"{i}.png")
+        values = {"run_dir": f"{tmp_path}/run {i}", "image_dir": f"{tmp_path}/images {i}"}
+        yaml = tmp_path / "values.yaml"
+        yaml.write_text("".join(f'{name}: "{value}"\n' for name, value in values.items()))
+        given = ["-f", yaml] if i else [w for pair in values.items() for w in ("-p", *pair)]
+        processes.append(subprocess.Popen(
+            [sys.executable, "-m", "papermill", chain.NOTEBOOKS["05"], tmp_path / f"{i}.ipynb",
+             *given], cwd=cwd, env=os.environ | {"MUSIC_ROOT": str(ROOT)}))
+    for i, process in enumerate(processes):
+        assert process.wait(300) == 0
+        (path,) = (tmp_path / f"run {i}" / "midi").rglob("*.mid")
+        assert pianoroll.notes_of(pianoroll.read_midi(path))[:, 2].tolist() == [60 + i]
 
 
 @pytest.mark.parametrize(("notes", "status"), [(412, 0), (413, 1)])
