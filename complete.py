@@ -12,6 +12,7 @@ same as `python chain.py complete song.mid`.
 """
 
 import argparse
+import difflib
 import sys
 import tempfile
 from pathlib import Path
@@ -50,6 +51,18 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> None:
         raise MusicError(f"{message}; python complete.py --help lists the options")
+
+    def parse_args(self, given: list[str]) -> argparse.Namespace:
+        """Refuses an unknown option with the one that may have been meant."""
+        asked, unknown = self.parse_known_args(given)
+        if unknown and not unknown[0].startswith("-"):
+            self.error(f"{unknown[0]}: one MIDI file at a time, and a text with blanks in quotes")
+        if unknown:
+            meant = difflib.get_close_matches(unknown[0].partition("=")[0],
+                                              self._option_string_actions, n=1)
+            self.error(f"{unknown[0]}: no such option" + (
+                f", did you mean {meant[0]}?" if meant else ""))
+        return asked
 
 
 def parameters_of_08() -> dict[str, dict[str, str]]:

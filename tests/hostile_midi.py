@@ -30,6 +30,7 @@ SMALL = {
         midi(track(b"\x00\x90\x3c\x40\x00\xff\x01\x01a\x60\x3c\x00" + END)), None),
     "ticks_of_seconds": (midi(track(NOTE + END), division=0xE728), None),
     "division_zero": (midi(track(NOTE + END), division=0), "ticks per beat"),
+    "too_many_tracks": (midi(*[track(NOTE + END)] * 4097), "over 4096 tracks"),
     "riff": (b"RIFF\x00\x00\x00\x00RMIDdata\x00\x00\x00\x00" + GOOD, None),
     "junk_at_the_end": (GOOD + b"\xff" * 20, None),
     "cut_in_the_last_event": (GOOD[:-3], "cut short"),

@@ -15,8 +15,8 @@ from utils.files import MusicError
 
 
 @pytest.mark.parametrize(("arguments", "line"), [
-    (["song.mid", "--tkes", "3"], "unrecognized arguments: --tkes 3; python complete.py --help"),
-    (["my", "song.mid"], "unrecognized arguments: song.mid"),
+    (["song.mid", "--tkes", "3"], "--tkes: no such option, did you mean --takes"),
+    (["my", "song.mid"], "song.mid: one MIDI file at a time"),
     ([], "give a MIDI file: python complete.py song.mid"),
     (["song.mid", "--mode", "long"], "song.mid: --mode long begins from nothing"),
     (["song.mid", "--mode", "infil"], "mode 'infil'; choose one of continue, infill, vary"),

@@ -246,6 +246,24 @@ def test_files_that_cannot_be_edited_say_why(events, said, tmp_path):
         edit.open_midi(tmp_path)
 
 
+@pytest.mark.parametrize("change", [
+    lambda data: b"RIFF\0\0\0\0RMIDdata\0\0\0\0" + data,
+    lambda data: data.replace(b"\x01\xe0", b"\0\x04", 1)])  # ticks too coarse for sixteenths
+def test_files_of_other_kinds_are_edited(change, tmp_path):
+    path = tmp_path / "odd.mid"
+    path.write_bytes(change(hostile_midi.GOOD))
+    piece = edit.open_midi(path)
+    edit.save(edit.replace_notes(piece, np.array([[4000, 4, 60, 80]]), 4000, 4016), path)
+    assert edit.stays(piece, path, 4000, 4016) and len(edit.open_midi(path).notes) == 2
+
+
+def test_a_header_that_counts_too_few_tracks_is_one_clear_line(tmp_path):
+    path = tmp_path / "odd.mid"
+    path.write_bytes(hostile_midi.GOOD.replace(b"\0\x01\0\x01", b"\0\x01\0\0", 1))
+    with pytest.raises(MusicError, match=r"odd\.mid: .*save it anew"):
+        edit.open_midi(path)
+
+
 # ---------------------------------------------------------------- new notes
 
 

@@ -74,6 +74,17 @@ def test_a_death_in_the_child_is_an_error_of_one_line(function, arguments, words
         assert corpus.guarded(pool, len, "abc") == 3
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such signal")
+def test_a_child_that_is_killed_while_it_waits_blames_no_file():
+    with corpus.child_processes(1) as pool:
+        child = corpus.guarded(pool, os.getpid)
+        os.kill(child, signal.SIGKILL)
+        time.sleep(1)
+        with pytest.raises(corpus.Stopped, match="outside"):
+            for _ in range(3):
+                corpus.guarded(pool, len, "abc")
+
+
 @pytest.mark.parametrize(("death", "words", "is_read_later"), [
     (abort, "crashes", False), (killed, "outside", True)])
 def test_a_death_does_not_end_the_run(tmp_path, monkeypatch, death, words, is_read_later):

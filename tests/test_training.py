@@ -113,6 +113,15 @@ def test_a_loss_that_is_no_number_keeps_the_checkpoint_and_names_the_remedy(tmp_
     assert (tmp_path / "state.npz").read_bytes() == before
 
 
+def test_weights_that_are_no_numbers_keep_the_checkpoint(tmp_path):
+    walk = Walk(tmp_path).run()
+    before = (tmp_path / "state.npz").read_bytes()
+    walk.weights[1] = np.nan
+    with pytest.raises(MusicError, match="a weight is not a number after step 12"):
+        walk.training.save()
+    assert (tmp_path / "state.npz").read_bytes() == before
+
+
 def test_minutes_become_the_steps_that_fit():
     calls = []
 

@@ -7,6 +7,7 @@ Explained in notebook 06.
 import contextlib
 import io
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -76,6 +77,8 @@ def midi_to_wav(midi_path: str | Path, wav_path: str | Path,
     if not font.is_file():
         raise MusicError(f"{font}: no such sound font; give the path of an .sf2 file, or leave "
                          "sound_font empty")
+    if not re.match(rb"RIFF....sfbk", font.open("rb").read(12), re.DOTALL):
+        raise MusicError(f"{font}: not a SoundFont file; give another .sf2 as sound_font")
     data, midi_s = playable(midi_path)
     renderer, note = "FluidSynth", ""
     try:
@@ -156,8 +159,8 @@ def with_fluidsynth(data: bytes, font: Path, sample_rate: int, midi_s: float) ->
     """Sound float32 `[samples, 2]`. Raises `RuntimeError` with the reason why there is none.
 
     First through midi2audio. It ignores FluidSynth's exit code and puts the options after the
-    files, which FluidSynth 2.4.7 refuses: so the sound is checked, and where it is missing or
-    clipped, the program is called once more with its options first, and softer.
+    files, which FluidSynth 2.4.7 refuses: so the sound is checked, and where it is missing, the
+    program is called with its options first; where it is clipped, softer.
     """
     program = shutil.which("fluidsynth")
     if program is None:
@@ -167,8 +170,9 @@ def with_fluidsynth(data: bytes, font: Path, sample_rate: int, midi_s: float) ->
         midi, wav = Path(folder, "in.mid"), Path(folder, "out.wav")
         midi.write_bytes(data)
         usual = [sys.executable, "-m", "midi2audio", "-s", font, "-r", sample_rate, midi, wav]
-        softer = [program, "-ni", "-g", 0.04, "-r", sample_rate, "-F", wav, font, midi]
-        for call in (usual, softer):
+        again, softer = ([program, "-ni", "-g", gain, "-r", sample_rate, "-F", wav, font, midi]
+                         for gain in (0.2, 0.04))
+        for call in (usual, again, softer):
             wav.unlink(missing_ok=True)
             said, sound = "", np.zeros((0, 2), np.float32)
             with contextlib.suppress(soundfile.SoundFileError, OSError, subprocess.TimeoutExpired):

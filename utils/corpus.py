@@ -42,7 +42,7 @@ ROWS_AT_ONCE = 256  # that are written to or read from a parquet file
 CPU_S = 2.0  # a file, in a child process; processor time, so that a busy machine changes nothing
 WALL_S = 60.0  # a file, where it waits for a disk or where processor time cannot be limited
 MEMORY_MIB = 400  # for a child process, on top of the interpreter and its libraries
-OUTSIDE = {signal.SIGTERM, -signal.SIGTERM, -9}  # exit codes; 9 is SIGKILL, on Windows without name
+OUTSIDE = {signal.SIGTERM, -signal.SIGTERM, -9, -1}  # exit codes of SIGTERM, SIGKILL and SIGHUP
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +181,10 @@ def guarded(pool: pebble.ProcessPool, function: Callable, *args: object) -> obje
             raise Stopped("its reader was stopped from outside; run notebook 01 again") from None
         raise MusicError(f"crashes the reader, or takes it more than {CPU_S:.0f} seconds or "
                          f"{MEMORY_MIB} MiB of memory; leave it out") from None
+    except Exception:
+        if not pool.active:  # the pool broke: a child was killed while it waited
+            raise Stopped("its reader was stopped from outside; run notebook 01 again") from None
+        raise
 
 
 def _limit_memory() -> None:

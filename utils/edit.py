@@ -5,6 +5,7 @@ grid: a note that is played a little early belongs to the bar that it leads into
 """
 
 import collections
+import io
 import itertools
 import re
 import statistics
@@ -75,10 +76,16 @@ def open_midi(path: str | Path) -> MidiPiece:
         raise MusicError(f"{path}: is a folder; give one MIDI file in it")
     picture = pianoroll.read_midi(path, STEPS_PER_BEAT)
     try:
-        midi = mido.MidiFile(path, clip=True)
-        if midi.type > 1 or midi.ticks_per_beat < 24 or any(
-                message.type == "unknown_meta" for message in itertools.chain(*midi.tracks)):
+        data = path.read_bytes()
+        midi = mido.MidiFile(file=io.BytesIO(data[data.find(b"MThd") :]), clip=True)
+        messages = list(itertools.chain(*midi.tracks))
+        if (midi.type > 1 or midi.ticks_per_beat < 1 or not any(map(_is_note, messages))
+                or any(message.type == "unknown_meta" for message in messages)):
             raise ValueError("not one piece in beats, or with messages whose time mido forgets")
+        if midi.ticks_per_beat < 24:  # too coarse for sixteenths
+            midi.ticks_per_beat *= 24
+            for message in messages:
+                message.time *= 24
     except Exception:  # mido raises many kinds
         raise MusicError(f"{path}: damaged or of an odd kind, it cannot be changed without loss; "
                          "save it anew with a music program first") from None

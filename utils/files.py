@@ -96,10 +96,14 @@ def replace_outputs(listing: Path, names: Iterable[Path]) -> None:
     folder = listing.parent
     if listing.is_file():
         with listing.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-            earlier = [folder / row["file"] for row in csv.DictReader(file)]
+            earlier = [folder / (row.get("file") or "") for row in csv.DictReader(file)]
         for path in earlier:
-            if path.resolve().is_relative_to(folder.resolve()):
-                path.unlink(missing_ok=True)
+            if path.is_file() and path.resolve().is_relative_to(folder.resolve()):
+                try:
+                    path.unlink()
+                except OSError as error:
+                    raise MusicError(f"{path}: made by an earlier run, and cannot be removed "
+                                     f"({error.strerror}); close what has it open") from None
     list_outputs(listing, names)
 
 

@@ -11,8 +11,8 @@ import torch
 
 from utils.diffusion import WIDTH, generate, without_stray_sustains
 from utils.pianoroll import SUSTAIN, from_planes
-from utils.unet import BEAT
 
+BEAT = 4  # columns
 LONGEST = WIDTH // 2  # columns of a segment, at most
 AHEAD = 16  # columns generated after a segment to see how its last notes go on
 ACCOMPANIMENT = 15.0  # onsets in a bar of an accompaniment, as in POP909

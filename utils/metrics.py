@@ -207,6 +207,8 @@ def frechet(reference: np.ndarray, generated: np.ndarray) -> float:
     standardised by the reference (Heusel et al., 2017, on features that one can name). Small sets
     read too far: give every set in a table the same number of rolls.
     """
+    if len(reference) < 2 or not len(generated):
+        raise MusicError("a distance needs a reference of two rolls or more, and one to compare")
     a, b = standardise(reference, reference), standardise(reference, generated)
     gap = ((a.mean(0) - b.mean(0)) ** 2).sum()
     s1, s2 = _covariance(a), _covariance(b)
@@ -255,8 +257,10 @@ def fixed_places(rolls: np.ndarray, steps_per_bar: int = 16) -> float:
     The overlap of two rolls is the number of pixels active in both, divided by the number active in
     either; the shifts are circular, by all numbers of whole bars. A generator that puts the same
     figure at the same place of many samples scores above 1, and `diversity` does not show it.
-    It takes two rolls of two bars or more.
+    Raises `MusicError` for fewer than two rolls or two bars.
     """
+    if len(rolls) < 2 or rolls.shape[2] < 2 * steps_per_bar:
+        raise MusicError("fixed places need two rolls of two bars or more; make more samples")
     active = snap(rolls) != SILENCE
     shifts = range(steps_per_bar, rolls.shape[2] - steps_per_bar + 1, steps_per_bar)
     shifted = np.mean([_pair_overlap(active, np.roll(active, shift, 2)) for shift in shifts])

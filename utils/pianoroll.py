@@ -22,6 +22,7 @@ SILENCE, SUSTAIN, ONSET = 0, 64, 128
 VELOCITY_UNKNOWN = 64  # of a sustain without an onset: the note began before the image
 VELOCITY_BLACK_AND_WHITE = 100  # black-and-white images hold no loudness
 MAX_STEPS = 2**19  # 18 hours of sixteenths at 120 bpm; longer files are damaged
+MAX_TRACKS = 4096
 MAX_BYTES = 2**23  # of a MIDI file; more is no piece of music
 FACTS = ("lowest_pitch", "steps_per_beat", "tempo_bpm", "source", "start_step")  # in a PNG
 LOWEST_PITCH_OF_ROWS = {128: 0, 106: 21}  # for images that carry no facts of their own
@@ -184,6 +185,8 @@ def with_note_offs(data: bytes) -> bytes:
         body, at = data[at + 8 : at + 8 + length], at + 8 + length
         if kind == b"MThd":
             header = header or body[:6]
+        elif kind == b"MTrk" and len(tracks) == MAX_TRACKS:
+            raise MusicError(f"over {MAX_TRACKS} tracks, more than any piece has; leave it out")
         elif kind == b"MTrk":
             status = [bytes([0x80 | channel]) for channel in range(16) if 0x90 | channel in body]
             body = body.removesuffix(end) if body.endswith(end) else body + b"\0"
@@ -329,7 +332,7 @@ def load_png(path: str | Path, data: bytes | None = None) -> PianoRoll:
     try:
         with Image.open(path if data is None else io.BytesIO(data), formats=["PNG"]) as image:
             width, height = image.size
-            if height <= 128:  # a taller one is refused unread
+            if height <= 128 and width <= MAX_STEPS:  # a larger one is refused unread
                 facts = dict(image.text)
                 if image.mode.startswith("I"):  # 16 bits, which convert("L") would clip
                     image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
@@ -338,9 +341,9 @@ def load_png(path: str | Path, data: bytes | None = None) -> PianoRoll:
     except Exception:  # Pillow raises many kinds
         raise MusicError(f"{path}: cannot be read as a PNG; make it again, or leave it out"
                          ) from None
-    if {"lowest_pitch", "steps_per_beat"} <= facts.keys():
+    if facts.keys() >= {"lowest_pitch", "steps_per_beat"}:
         return _with_facts(path, pixels, facts)
-    if height not in LOWEST_PITCH_OF_ROWS:
+    if height not in LOWEST_PITCH_OF_ROWS or width > MAX_STEPS:
         raise MusicError(f"{path}: {width}×{height} pixels; {rule}")
     if in_colour:
         raise MusicError(f"{path}: a colour image; {rule}")

@@ -57,6 +57,7 @@ def as_rolls(things: PianoRoll | np.ndarray | Sequence) -> list[PianoRoll]:
     rolls = []
     for thing in things:
         if not isinstance(thing, PianoRoll):
+            thing = np.asarray(thing)
             if thing.ndim != 2 or thing.dtype != np.uint8:
                 raise MusicError("look and listen take piano rolls or uint8 arrays [pitches, steps]"
                                  f", not {thing.dtype} {list(thing.shape)}; see from_planes")
@@ -130,7 +131,7 @@ def figure_of(pictures: PianoRoll | np.ndarray | Sequence,
         axis.xaxis.set_major_locator(MaxNLocator(4 if columns > 1 else 8, steps=steps))
         axis.tick_params(labelsize=8, length=2)
         axis.grid(color="white", alpha=0.13, linewidth=0.6)
-        if i < len(titles):
+        if i < len(titles) and titles[i]:
             axis.set_title(one_line(titles[i], 110 // columns), fontsize=9, parse_math=False)
         if i + columns >= len(pictures):
             axis.set_xlabel("seconds" if seconds else "beats", fontsize=8)
@@ -216,7 +217,10 @@ def mp3_of(thing: PianoRoll | np.ndarray | str | Path, longest_s: float = PLAYER
         if isinstance(thing, (str, Path)):
             path = Path(thing)
         else:
-            pianoroll.to_midi(*as_rolls(thing)).write(str(path))
+            (roll, *others) = as_rolls(thing)
+            if others:
+                raise MusicError("listen takes one piano roll; give one of them")
+            pianoroll.to_midi(roll).write(str(path))
         if path.suffix.lower() == ".wav":
             wav_path = path
         else:

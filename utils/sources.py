@@ -151,6 +151,8 @@ def unpack(archive: Path, folder: Path) -> None:
             with tarfile.open(archive) as tarred:  # `data_filter` refuses what leads out
                 tarred.extractall(folder, filter=lambda member, path: tarfile.data_filter(
                     member, path) if member.isreg() and is_kept(member.name, member.size) else None)
+                while tarred.fileobj.read(2**20):  # to its end, so that its checksum is checked
+                    pass
     except Exception as error:  # zipfile, tarfile, zlib, lzma: their errors share no parent
         raise MusicError(f"{archive}: cannot be unpacked ({str(error)[:80]}); delete it and "
                          "download it again") from None

@@ -222,13 +222,18 @@ class Training:
         self._bar.set_postfix(means, images_per_s=speed, refresh=False)
 
     def save(self) -> None:
-        """Write the checkpoint and the log, each whole or not at all."""
+        """Write the checkpoint and the log, each whole or not at all. Raises, and keeps the earlier
+        checkpoint, where a weight is not finite."""
         self._report()
         self._saved_s = self.seconds
         if self.quiet:
             return
         with self.paused():
-            state = self._save() | {
+            state = self._save()
+            if not _finite(state):
+                raise self._stopped(f"a weight is not a number after step {self.step}: "
+                                    f"{self.remedy}")
+            state |= {
                 "about": self.about, "step": self.step, "train_steps": self.train_steps,
                 "log": self.rows, "names": self.names, "seconds": self.seconds}
             self.write(state, buffer := io.BytesIO())
@@ -281,3 +286,11 @@ class Training:
             if processes == 1:
                 raise
             raise self._stopped(f"a process stopped ({type(error).__name__})") from None
+
+
+def _finite(value: Any) -> bool:
+    """Whether all floating-point arrays in nested dicts and lists are finite."""
+    if isinstance(value, (dict, list, tuple)):
+        return all(map(_finite, value.values() if isinstance(value, dict) else value))
+    floating = "float" in str(getattr(value, "dtype", ""))
+    return not floating or bool((abs(value) < float("inf")).all())

@@ -63,7 +63,13 @@ class Config:
         good = (1 <= len(self.widths) <= 4 and all(w in range(16, 4097, 16) for w in self.widths)
                 and self.blocks in range(1, 17) and self.rows in range(unit, 193, unit)
                 and self.low_row in range(DIFFUSION.pitches) and self.transpose in range(64)
-                and self.noise_steps in range(1, 100_001) and abs(self.guidance) < 100)
+                and self.noise_steps in range(1, 100_001)
+                and all(isinstance(number, (int, float)) and abs(number) < 100 for number in (
+                    *self.mean, *self.std, self.onset_mean, self.onset_std, self.noise_shift,
+                    self.guidance))
+                and min(*self.std, self.onset_std) > 0
+                and len(self.active_counts) == len(self.onset_counts)
+                and len(self.velocity_spreads) in (0, len(self.onset_counts)))
         if not good:
             raise MusicError(f"a network cannot have the configuration {self}")
 
