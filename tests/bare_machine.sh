@@ -20,6 +20,7 @@ command -v debootstrap >/dev/null || { echo "bare_machine: install debootstrap f
 [ -z "$run_only" ] || [ "$run_only" = --run-only ] || { echo "bare_machine: unknown option $run_only"; exit 2; }
 
 root=$(mktemp -d "${TMPDIR:-/tmp}/bare.XXXXXX")
+chmod 755 "$root"  # the visitor must enter it
 leave() {
     mountpoint -q "$root/proc" && umount "$root/proc"
     mountpoint -q "$root/dev/shm" && umount "$root/dev/shm"
