@@ -155,9 +155,9 @@ def main(arguments: list[str] | None = None) -> int:
     except MusicError as error:
         print(error, file=sys.stderr)
         return 2
-    title = f"{printable(path.stem)}, {asked.mode}" if path else asked.mode
-    name = f"{printable(path.stem)[:40]}_{asked.mode}" if path else asked.mode
-    out = Path(asked.out or ROOT / "runs" / "complete" / name).expanduser().absolute()
+    name = [printable(path.stem)] if path else []
+    title, folder = ", ".join([*name, asked.mode]), "_".join([*(n[:40] for n in name), asked.mode])
+    out = Path(asked.out or ROOT / "runs" / "complete" / folder).expanduser().absolute()
     out.mkdir(parents=True, exist_ok=True)
     values |= {"model_dir": str(Path(asked.model_dir).expanduser().absolute()),
                "midi_file": str(path or "")}

@@ -128,7 +128,7 @@ def _digest(path: Path) -> tuple[str, bool]:
         with path.open("rb") as file:
             data = file.read(pianoroll.MAX_BYTES)
         digest = hashlib.sha256(data).hexdigest()
-        pianoroll.with_note_offs(data)
+        pianoroll.read_chunks(data)
     except OSError:
         return hashlib.sha256(os.fsencode(path)).hexdigest(), False
     except MusicError:

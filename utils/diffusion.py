@@ -223,10 +223,10 @@ def aim_at_onsets(logits: Tensor, onsets: Tensor | float, where: Tensor) -> Tens
     is moved where so many are expected already, to within half an onset.
     """
     onset, size = logits[:, 1:], where.sum(dim=(2, 3), keepdim=True).clamp(min=1)
-    share = torch.sigmoid(onset).mul(where).sum(dim=(2, 3), keepdim=True) / size
     aim = (onsets / size).clamp(max=0.5).to(logits.dtype)
+    wrong = (expected_onsets(logits, where) - aim * size).abs() > 0.5
     moved = with_mean(onset, aim, where)
-    return torch.where(where & ((share - aim).abs() > 0.5 / size), logits + (moved - onset), logits)
+    return torch.where(where & wrong, logits + (moved - onset), logits)
 
 
 def fill_silent_bars(logits: Tensor, onsets: float, where: Tensor) -> Tensor:
@@ -236,10 +236,15 @@ def fill_silent_bars(logits: Tensor, onsets: float, where: Tensor) -> Tensor:
     """
     share, parts = onsets / where.sum().clamp(min=1), []
     for part, inside in zip(logits.split(BAR, dim=3), where.split(BAR, dim=3), strict=True):
-        expected = torch.sigmoid(part[:, 1:]).mul(inside).sum(dim=(2, 3), keepdim=True)
         least = LEAST * share * inside.sum()
-        parts.append(torch.where(expected < least, aim_at_onsets(part, least, inside), part))
+        silent = expected_onsets(part, inside) < least
+        parts.append(torch.where(silent, aim_at_onsets(part, least, inside), part))
     return torch.cat(parts, dim=3)
+
+
+def expected_onsets(logits: Tensor, where: Tensor) -> Tensor:
+    """How many onsets the logits `[B, 2, H, W]` expect within `where`: `[B, 1, 1, 1]`."""
+    return torch.sigmoid(logits[:, 1:]).mul(where).sum(dim=(2, 3), keepdim=True)
 
 
 def with_mean(logits: Tensor, mean: Tensor, where: Tensor | None = None) -> Tensor:

@@ -172,11 +172,11 @@ def open_midi(path: str | Path) -> symusic.Score:
     return score
 
 
-def with_note_offs(data: bytes) -> bytes:
-    """The same MIDI file with a note-off for every key at each track's end: symusic drops notes
-    that have none. Raises `MusicError`, without the file's name, for what is not whole MIDI."""
-    keys = b"".join(bytes([key, 0, 0]) for key in range(128))  # key, velocity, ticks to the next
-    end = b"\xff\x2f\x00"
+def read_chunks(data: bytes) -> tuple[bytes, list[bytes]]:
+    """The header, 6 bytes, and the tracks of a MIDI file, each without the chunk's name and length.
+
+    Raises `MusicError`, without the file's name, for what is not whole MIDI.
+    """
     at, header, tracks = data.find(b"MThd"), b"", []  # a RIFF file has a header before it
     if at < 0:
         raise MusicError(f"not a MIDI file (it begins with {data[:20]!r}); leave it out")
@@ -188,10 +188,7 @@ def with_note_offs(data: bytes) -> bytes:
         elif kind == b"MTrk" and len(tracks) == MAX_TRACKS:
             raise MusicError(f"over {MAX_TRACKS} tracks, more than any piece has; leave it out")
         elif kind == b"MTrk":
-            status = [bytes([0x80 | channel]) for channel in range(16) if 0x90 | channel in body]
-            body = body.removesuffix(end) if body.endswith(end) else body + b"\0"
-            body += b"".join(note_off + keys for note_off in status) + end
-            tracks.append(b"MTrk" + len(body).to_bytes(4) + body)
+            tracks.append(body)
     missing = len(tracks) < int.from_bytes(header[2:4])
     if len(header) < 6 or not tracks or (at > len(data) and (kind == b"MTrk" or missing)):
         raise MusicError("cut short or damaged on the way; download it again, or leave it out")
@@ -199,8 +196,23 @@ def with_note_offs(data: bytes) -> bytes:
         header = header[:4] + max(frames * header[5] // 2, 1).to_bytes(2)
     if not 0 < int.from_bytes(header[4:]) < 2**15:
         raise MusicError("its header gives no ticks per beat; leave it out")
+    return header, tracks
+
+
+def with_note_offs(data: bytes) -> bytes:
+    """The same MIDI file with a note-off for every key at each track's end: symusic drops notes
+    that have none. Raises what `read_chunks` raises."""
+    keys = b"".join(bytes([key, 0, 0]) for key in range(128))  # key, velocity, ticks to the next
+    end = b"\xff\x2f\x00"
+    header, tracks = read_chunks(data)
     count = min(len(tracks), 65535).to_bytes(2)
-    return b"".join([b"MThd\0\0\0\6", header[:2], count, header[4:], *tracks])
+    parts = [b"MThd\0\0\0\6", header[:2], count, header[4:]]
+    for body in tracks:
+        status = [bytes([0x80 | channel]) for channel in range(16) if 0x90 | channel in body]
+        body = body.removesuffix(end) if body.endswith(end) else body + b"\0"
+        body += b"".join(note_off + keys for note_off in status) + end
+        parts.append(b"MTrk" + len(body).to_bytes(4) + body)
+    return b"".join(parts)
 
 
 def notes_in_ticks(score: symusic.Score) -> np.ndarray:

@@ -4,7 +4,6 @@ Nothing is downloaded unless its name is asked for. What is downloaded lies in `
 (or where the environment variable MIDI_COLLECTIONS says), outside version control.
 """
 
-import contextlib
 import hashlib
 import os
 import tarfile
@@ -117,8 +116,11 @@ def _unpacked(archive: Path, target: Path) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".unpacking-") as temporary:
             unpack(archive, folder := Path(temporary) / "folder")
-            with contextlib.suppress(OSError):  # another run was faster
+            try:
                 folder.rename(target)
+            except OSError:
+                if not target.is_dir():  # if it is, another run was faster
+                    raise
     while len(inside := list(target.iterdir())) == 1 and inside[0].is_dir():
         target = inside[0]
     return target
