@@ -440,7 +440,7 @@ def fast_bfloat16(device: str | torch.device) -> bool:
     """Whether a device multiplies matrices in bfloat16 faster than in float32."""
     kind = torch.device(device).type
     if kind == "cpu":
-        features = torch.cpu.get_capabilities()
+        features = getattr(torch.cpu, "get_capabilities", dict)()  # since PyTorch 2.10 or 2.11
         return bool(features.get("amx_bf16") or features.get("avx512_bf16"))
     return kind == "cuda" and torch.cuda.get_device_capability()[0] >= 8
 
