@@ -1,5 +1,6 @@
 """Fixtures that several tests share."""
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ import pytest
 from real_midi import REAL_MIDI, ROOT
 
 sys.path.insert(0, str(ROOT))
+with contextlib.suppress(ImportError):  # before TensorFlow, as in utils/diffusion.py
+    import triton._C.libtriton  # noqa: F401
 if "PYTEST_XDIST_WORKER" in os.environ:  # one of several processes: a thread each, not a core each
     for name in ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS"):
         os.environ.setdefault(name, "1")

@@ -8,6 +8,7 @@ A schedule is the tensor `alpha_bar`, float64 `[T]`. A network predicts `x_0`, `
 conversions below turn one into another, and the samplers all work from a prediction of `x_0`.
 """
 
+import contextlib
 import math
 from collections.abc import Callable
 
@@ -17,6 +18,9 @@ from torch import Tensor
 
 from utils.files import MusicError
 from utils.pianoroll import DIFFUSION, ONSET, SILENCE, SUSTAIN, from_planes, to_planes
+
+with contextlib.suppress(ImportError):  # part of PyTorch's build for CUDA: loaded after TensorFlow,
+    import triton._C.libtriton  # noqa: F401 - its LLVM would end the process
 
 # ---------------------------------------------------------------- noise schedule
 
