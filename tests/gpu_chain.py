@@ -20,7 +20,6 @@ import csv
 import hashlib
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -34,7 +33,9 @@ import torch
 import torch.nn.functional as F
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "benchmarks")]
+import bench
+
 import chain
 from utils import corpus, diffusion, pianoroll, unet
 
@@ -101,24 +102,21 @@ def figures_of(run: Path, batch_size: int) -> dict[str, float]:
                     for figure in ("frechet", "overlap", "memorised_share")}
 
 
-def allowed(name: str, stored: float, floor: bool) -> tuple[float, float]:
-    """The range that a figure may lie in. Of a `floor`, only the worse side counts."""
-    if name.startswith("memorised"):
-        low, high = stored - SHARE, stored + SHARE
-    else:
-        factor = next(value for kind, value in FACTORS.items() if name.startswith(kind))
-        low, high = stored / factor, stored * factor
-    if not floor:
-        return low, high
-    return (low, np.inf) if name.startswith("overlap") else (-np.inf, high)
-
-
 def differences(found: dict[str, float], stored: dict[str, float], floor: bool) -> list[str]:
-    """What is not as stored, a line each; a figure that one of them lacks is a difference."""
+    """What is not as stored, a line each; a figure that one of them lacks is a difference. Of a
+    `floor`, only the worse side counts."""
     lines = [f"{name}: {'not stored' if name in found else 'not found'}"
              for name in sorted(found.keys() ^ stored.keys())]
     for name in sorted(found.keys() & stored.keys()):
-        low, high = allowed(name, stored[name], floor)
+        if name.startswith("memorised"):
+            low, high = stored[name] - SHARE, stored[name] + SHARE
+        else:
+            factor = next(value for kind, value in FACTORS.items() if name.startswith(kind))
+            low, high = stored[name] / factor, stored[name] * factor
+        if floor and name.startswith("overlap"):
+            high = np.inf
+        elif floor:
+            low = -np.inf
         if not low <= found[name] <= high:
             lines.append(f"{name}: {found[name]:.4g}, stored {stored[name]:.4g}, allowed "
                          f"{low:.4g} to {high:.4g}")
@@ -129,18 +127,6 @@ def comparable(figures: dict[str, float], device: bool, gan: bool) -> dict[str, 
     """Those that hold here: the speed on the same `device`, the GAN's if both ran on a GPU."""
     return {name: value for name, value in figures.items()
             if (device or not name.startswith("seconds")) and (gan or not name.endswith("gan"))}
-
-
-# ---------------------------------------------------------------- the machine, the run
-
-
-def cpu_name() -> str:
-    """The processor's name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.partition(":")[2].strip() for line in lines if "model name" in line)
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def tensorflow_has_gpu() -> bool:
@@ -165,58 +151,46 @@ def run_and_measure(parameters: dict) -> dict[str, float] | None:
     return found
 
 
-def store(figures: dict[str, float], device: str, gan_on_gpu: bool) -> int:
-    """Write the figures to compare with; the exit status."""
-    facts = {"device": device, "cpu": cpu_name(), "torch": torch.__version__, "recipe": recipe(),
-             "gan_on_gpu": gan_on_gpu, "figures": figures}
-    STORED.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-    print(f"stored {len(figures)} figures in {STORED.relative_to(ROOT).as_posix()}")
-    return 0
-
-
-def refusal(storing: bool) -> str:
-    """Why there is nothing to compare with, in a line; empty where there is."""
-    if storing:
-        return ""
-    if not STORED.is_file():
-        return "no figures are stored; make them: python tests/gpu_chain.py --store"
-    if json.loads(STORED.read_text(encoding="utf-8")).get("recipe") != recipe():
-        return ("the stored figures were made by other code; make them anew on a GPU: "
-                "python tests/gpu_chain.py --store, or on a CPU: --floor")
-    return ""
-
-
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--store", action="store_true", help="write the figures, compare nothing")
     parser.add_argument("--floor", action="store_true", help="write them from a short run on a CPU")
     given = parser.parse_args(arguments)
+    storing = given.store or given.floor
     if given.floor:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # for the kernels
-        found = run_and_measure(SHORT)
-        return FAILED if found is None else store(found, CPU, False)
-    if not torch.cuda.is_available():
+    elif not torch.cuda.is_available():
         print("gpu-test: torch sees no GPU here; nothing was tested")
         return NO_GPU
-    if line := refusal(given.store):
-        print(f"gpu-test: {line}")
+    stored = json.loads(STORED.read_text(encoding="utf-8")) if STORED.is_file() else {}
+    if not storing and stored.get("recipe") != recipe():
+        print("gpu-test: no figures of this code are stored; make them on a GPU: "
+              "python tests/gpu_chain.py --store, or on a CPU: --floor")
         return NOTHING_STORED
-    device, gan_on_gpu = torch.cuda.get_device_name(), tensorflow_has_gpu()
-    gan = {"03.train_steps": 3000, "03.batch_size": 64} if gan_on_gpu else {"03.minutes": 1.0}
-    print(f"{device} beside {cpu_name()}; TensorFlow "
+    if given.floor:
+        device, gan_on_gpu, parameters = CPU, False, SHORT
+    else:
+        device, gan_on_gpu = torch.cuda.get_device_name(), tensorflow_has_gpu()
+        parameters = DIFFUSION | ({"03.train_steps": 3000, "03.batch_size": 64} if gan_on_gpu
+                                  else {"03.minutes": 1.0})
+    print(f"{device} of {bench.machine()}; TensorFlow "
           f"{'runs on the GPU' if gan_on_gpu else 'sees no GPU'}")
-    found = run_and_measure(DIFFUSION | gan)
+    found = run_and_measure(parameters)
     if found is None:
         return FAILED
     print("\n".join(f"{name}: {value:.4g}" for name, value in found.items()))
-    if given.store:
-        return store(found, device, gan_on_gpu)
-    stored = json.loads(STORED.read_text(encoding="utf-8"))
+    if storing:
+        cpu = bench.machine().partition(",")[0]
+        facts = {"device": device, "cpu": cpu, "torch": torch.__version__, "recipe": recipe(),
+                 "gan_on_gpu": gan_on_gpu, "figures": found}
+        STORED.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        print(f"stored {len(found)} figures in tests/{STORED.name}")
+        return 0
     alike = stored["device"] == device, stored["gan_on_gpu"] and gan_on_gpu
     lines = differences(comparable(found, *alike), comparable(stored["figures"], *alike),
                         floor=stored["device"] == CPU)
-    whose = f"{stored['device']} ({stored['cpu']})"
-    print("\n".join(lines) or f"gpu-test: nothing differs from the figures of {whose}")
+    print("\n".join(lines) or "gpu-test: nothing differs from the figures of "
+          f"{stored['device']} ({stored['cpu']})")
     return int(bool(lines))
 
 

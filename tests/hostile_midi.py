@@ -45,17 +45,8 @@ SMALL = {
     "sysex_past_the_end": (midi(track(b"\x00\xf0\xff\xff\xff\x7f" + NOTE + END)), "damaged"),
     "drums_alone": (midi(track(b"\x00\x99\x3c\x40\x60\x89\x3c\x40" + END)), "no notes"),
     "notes_never_released": (midi(track(b"\x00\x90\x3c\x40\x83\x60\xb0\x01\x01" + END)), None),
+    "nine_megabytes": (GOOD + b"\xff" * 9_000_000, "over 8 MiB"),
     "empty": (b"", "not a MIDI file"),
     "web_page": (b"<!DOCTYPE html><html><body>404</body></html>", "DOCTYPE html"),
     "lfs_pointer": (b"version https://git-lfs.github.com/spec/v1\nsize 9\n", "https://git"),
 }
-
-
-def large() -> dict[str, tuple[bytes, bool]]:
-    """Files of megabytes: (bytes, whether it may become an image)."""
-    return {
-        "a_million_tracks": (midi(*[track(END)] * 600_000), False),
-        "a_million_notes": (midi(track(b"\x00\x90\x3c\x40" + b"\x01\x3c\x00\x01\x3c\x40" * 1_200_000
-                                       + END)), True),
-        "nine_megabytes": (midi(track(NOTE * 1_100_000 + END)), False),
-    }

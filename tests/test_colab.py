@@ -128,3 +128,15 @@ def test_each_notebook_has_a_colab_badge_and_the_setup_cell():
         assert readme.count(link) == 1, path.name
         cells = [cell for cell in nbformat.read(path, 4).cells if cell.cell_type == "code"]
         assert cells[0].source == address.SETUP.replace("OWNER/NAME", owner), path.name
+
+
+def test_the_readme_names_the_versions_that_version_ends_tries():
+    oldest, newest = (dict(line.split("==") for line in
+                           (ROOT / f"tests/versions/{end}.txt").read_text("utf-8").splitlines()
+                           if "==" in line) for end in ("oldest", "newest"))
+    readme = (ROOT / "README.md").read_text("utf-8")
+    for name in ("PyTorch", "TensorFlow", "Keras", "NumPy"):
+        first, last = (".".join(versions[name.lower().replace("pyt", "t")].split(".")[:2])
+                       for versions in (oldest, newest))
+        assert f"{name} {first} to {last}" in readme
+    assert oldest.keys() == newest.keys()

@@ -13,8 +13,6 @@ from real_midi import real_files
 from utils import pianoroll
 from utils.pianoroll import GAN, ONSET, SUSTAIN, MusicError, PianoRoll
 
-REAL = real_files(6)  # 24 files
-
 
 @st.composite
 def note_lists(draw, least=0):
@@ -51,10 +49,12 @@ def test_roll_to_midi_file_to_roll_is_exact(tmp_path_factory, notes, steps_per_b
     assert again.tempo_bpm == pytest.approx(tempo, rel=1e-4)
 
 
-def test_a_silent_roll_gives_no_midi(tmp_path):
+def test_a_silent_roll_and_a_file_that_is_not_there_are_named(tmp_path):
     with pytest.raises(MusicError, match=r"a\.mid: the piano roll is silent"):
         pianoroll.save_midi(PianoRoll(np.zeros((128, 16), np.uint8)), tmp_path / "a.mid")
     assert not list(tmp_path.iterdir())
+    with pytest.raises(MusicError, match=r"nowhere\.mid: no such file.*; check the path"):
+        pianoroll.read_midi(tmp_path / "nowhere.mid")
 
 
 @given(note_lists())
@@ -112,43 +112,32 @@ def test_of_two_tempos_in_a_step_the_later_counts(tmp_path):
     assert [(step, round(bpm)) for step, bpm in piece.tempo_changes] == [(8, 75)]
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(MusicError, match=r"nowhere\.mid: no such file.*; check the path"):
-        pianoroll.read_midi(tmp_path / "nowhere.mid")
-
-
 # ---------------------------------------------------------------- real files
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("path", REAL, ids=lambda path: path.stem[-24:])
-def test_the_round_trip_of_a_real_file_is_exact(tmp_path, path):
-    piece = pianoroll.read_midi(path)
-    notes = pianoroll.notes_of(piece)
-    again = pianoroll.load_png(pianoroll.save_png(piece, tmp_path / "a.png"))
-    read = pianoroll.read_midi(pianoroll.save_midi(again, tmp_path / "a.mid"))
-    assert len(notes) and np.array_equal(pianoroll.notes_of(read), notes)
 
 
 def notes_by_pretty_midi(path) -> np.ndarray:
     """The file's notes on the grid of sixteenths, read by pretty_midi alone."""
     midi = pretty_midi.PrettyMIDI(str(path))
-    ticks = np.array([(midi.time_to_tick(note.start), midi.time_to_tick(note.end), note.pitch,
-                       note.velocity) for instrument in midi.instruments
-                      if not instrument.is_drum for note in instrument.notes])
-    start, end = np.floor(ticks[:, :2].T / (midi.resolution / 4) + 0.5).astype(int)
-    return pianoroll.without_overlaps(np.stack([start, np.maximum(end - start, 1), ticks[:, 2],
-                                      ticks[:, 3]], axis=1))
+    start, end, pitch, velocity = np.array([
+        (midi.time_to_tick(note.start), midi.time_to_tick(note.end), note.pitch, note.velocity)
+        for instrument in midi.instruments if not instrument.is_drum
+        for note in instrument.notes]).T
+    start, end = (np.floor(tick / (midi.resolution / 4) + 0.5).astype(int) for tick in (start, end))
+    return pianoroll.without_overlaps(
+        np.stack([start, np.maximum(end - start, 1), pitch, velocity], axis=1))
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-@pytest.mark.parametrize("path", REAL, ids=lambda path: path.stem[-24:])
-def test_read_midi_agrees_with_pretty_midi_note_for_note(path):
-    ours = set(map(tuple, pianoroll.notes_of(pianoroll.read_midi(path)).tolist()))
-    theirs = set(map(tuple, notes_by_pretty_midi(path).tolist()))
+@pytest.mark.parametrize("path", real_files(6), ids=lambda path: path.stem[-24:])
+def test_a_real_file_is_read_as_by_pretty_midi_and_its_round_trip_is_exact(tmp_path, path):
+    piece = pianoroll.read_midi(path)
+    notes = pianoroll.notes_of(piece)
+    again = pianoroll.load_png(pianoroll.save_png(piece, tmp_path / "a.png"))
+    read = pianoroll.read_midi(pianoroll.save_midi(again, tmp_path / "a.mid"))
+    assert len(notes) and np.array_equal(pianoroll.notes_of(read), notes)
+    differ = set(map(tuple, notes)) ^ set(map(tuple, notes_by_pretty_midi(path)))
     # pretty_midi loses notes that are released where they are struck; each may cut another short
-    score = symusic.Score.from_midi(path.read_bytes())
-    without_length = sum(note.duration == 0 for track in score.tracks if not track.is_drum
-                         for note in track.notes)
-    assert len(ours ^ theirs) <= 3 * without_length
+    without_length = sum(note.duration == 0 for track in symusic.Score(path).tracks
+                         if not track.is_drum for note in track.notes)
+    assert len(differ) <= 3 * without_length

@@ -21,25 +21,21 @@ def picture(**facts) -> PianoRoll:
     return PianoRoll(pianoroll.roll_of(NOTES, 128, 128), **facts)
 
 
-@pytest.fixture
-def wav(tmp_path):
+@pytest.fixture(scope="module")
+def wav(tmp_path_factory):
     """Sixteen seconds of a tone."""
+    path = tmp_path_factory.mktemp("sound") / "a.wav"
     wave = 0.3 * np.sin(2 * np.pi * 440 * np.arange(16 * 44_100) / 44_100)
-    soundfile.write(tmp_path / "a.wav", np.stack([wave, wave], 1), 44_100)
-    return tmp_path / "a.wav"
+    soundfile.write(path, np.stack([wave, wave], 1), 44_100)
+    return path
 
 
-@pytest.fixture
-def midi(tmp_path):
-    return pianoroll.save_midi(picture(), tmp_path / "a b\u00e9.mid")
+@pytest.fixture(scope="module")
+def midi(tmp_path_factory):
+    return pianoroll.save_midi(picture(), tmp_path_factory.mktemp("midi") / "a b\u00e9.mid")
 
 
 # ---------------------------------------------------------------- look
-
-
-def test_colors_grow_brighter_with_the_pixel_value():
-    colors = show.COLORS([0, 64, 129, 200, 255])[:, :3].sum(axis=1)
-    assert (np.diff(colors) > 0.1).all() and colors[0] < 0.15, "silence is the background"
 
 
 def test_low_notes_are_at_the_bottom_and_octaves_are_named():
@@ -49,6 +45,8 @@ def test_low_notes_are_at_the_bottom_and_octaves_are_named():
     labels = [text.get_text() for text in axis.get_yticklabels()]
     assert axis.get_yticks()[labels.index("C4")] == 60
     (image,) = axis.get_images()
+    colors = image.cmap([0, 64, 129, 200, 255])[:, :3].sum(axis=1)
+    assert (np.diff(colors) > 0.1).all() and colors[0] < 0.15, "silence is the background"
     assert image.origin == "lower"
     assert tuple(image.get_extent()) == (0, 32, -0.5, 127.5), "row 60 at pitch 60; in beats"
 
@@ -58,11 +56,10 @@ def test_time_in_seconds_follows_the_tempo():
     assert axis.get_xlim() == (0, 32) and axis.get_xlabel() == "seconds"
 
 
-@pytest.mark.parametrize("count", [1, 5, 8])
-def test_figures_are_small(count):
-    noise = np.random.default_rng(count).random((count, 128, 128)) < 0.02
+def test_a_figure_of_many_rolls_is_small_whatever_their_titles():
+    noise = np.random.default_rng(8).random((8, 128, 128)) < 0.02
     pictures = np.where(noise, 200, 0).astype(np.uint8)
-    data = show.png_of(show.figure_of(pictures, titles=["a $ \n title_{"] * count))
+    data = show.png_of(show.figure_of(pictures, titles=["a $ \n title_{"] * 8))
     assert len(data) <= 60_000 and Image.open(io.BytesIO(data)).width <= 900
 
 
@@ -71,11 +68,6 @@ def test_a_long_piece_keeps_each_onset_when_it_is_drawn_small():
     roll[60, ::50] = 255
     drawn = show.figure_of(roll).axes[0].get_images()[0].get_array()
     assert drawn.shape[1] < 2000 and (drawn[60] == 255).sum() == 100
-
-
-def test_a_silent_plain_array_of_106_rows_starts_at_pitch_21():
-    axis = show.figure_of(np.zeros((106, 300), np.uint8)).axes[0]
-    assert axis.get_images()[0].get_extent()[2] == 20.5
 
 
 @pytest.mark.parametrize(("wrong", "words"), [
@@ -97,11 +89,8 @@ def test_look_shows_once_and_describes_it(monkeypatch):
 # ---------------------------------------------------------------- listen
 
 
-@pytest.mark.parametrize("velocity", [0, 1])
-def test_silence_gets_a_line_in_place_of_a_player(velocity):
-    roll = np.zeros((128, 128), np.uint8)
-    roll[60, :2] = (pianoroll.ONSET + velocity) * velocity
-    shown = show.listen(roll, title="quiet").data
+def test_silence_gets_a_line_in_place_of_a_player():
+    shown = show.listen(np.zeros((128, 128), np.uint8), title="quiet").data
     assert "Silence" in shown and "<audio" not in shown
 
 
@@ -125,25 +114,19 @@ def test_a_long_sound_is_faded_out(wav):
 # ---------------------------------------------------------------- gallery
 
 
-def test_gallery_is_one_page_that_needs_no_other_file(tmp_path, wav, midi):
-    pieces = [(name, picture(), wav, midi) for name in ("one", "two")]
-    text = show.gallery(pieces, tmp_path / "g.html").read_text(encoding="utf-8")
-    assert text.count("<article>") == 2
+def test_gallery_is_one_page_that_needs_no_other_file_and_offers_each_midi(tmp_path, wav, midi):
+    names = ["gan/sample_0001", "../-\u00e9t\u00e9 <b>\"'\n", "...", "x" * 300]
+    page = show.gallery([(name, picture(), wav, midi) for name in names], tmp_path / "g.html")
+    text = page.read_text(encoding="utf-8")
     sources = re.findall(r' src="([^"]+)"', text)
-    assert len(sources) == 4 and all(source.startswith("data:") for source in sources)
+    assert len(sources) == 8 and all(source.startswith("data:") for source in sources)
     assert not re.search(r"https?://|<link|@import", text), "nothing is fetched"
     rolls = re.findall(r'<div class="roll"[^>]+>', text)
-    assert len(rolls) == 2
+    assert len(rolls) == text.count("<article>") == 4
     for roll in rolls:
         assert 'tabindex="0"' in roll, "the keyboard reaches it"
         assert 'data-times="[[0.0, 0], [16.0, 128]]"' in roll
-
-
-def test_gallery_offers_each_midi_for_download(tmp_path, wav, midi):
-    names = ["gan/sample_0001", "../-\u00e9t\u00e9 <b>\"'\n", "...", "x" * 300]
-    page = show.gallery([(name, picture(), wav, midi) for name in names], tmp_path / "g.html")
-    links = re.findall(r'download="([^"]+)".+href="data:audio/midi;base64,([^"]+)"',
-                       page.read_text(encoding="utf-8"))
+    links = re.findall(r'download="([^"]+)".+href="data:audio/midi;base64,([^"]+)"', text)
     assert [name for name, _ in links] == [
         "gan_sample_0001.mid", "\u00e9t\u00e9_b.mid", "piece.mid", "x" * 80 + ".mid"]
     assert all(base64.b64decode(data) == midi.read_bytes() for _, data in links)
@@ -158,14 +141,6 @@ def test_a_name_is_shown_as_text_wherever_it_stands(name, tmp_path, wav, midi):
     for text in (page.read_text(encoding="utf-8"), show.listen(wav, title=name).data):
         assert shown in text and ("<" not in name or name not in text)
         assert not re.search(r"<svg|<img src=x|<[^>]* onmouseover='", text)
-
-
-def test_gallery_leaves_the_old_page_when_it_fails(tmp_path):
-    old = tmp_path / "g.html"
-    old.write_text("old")
-    with pytest.raises(Exception, match="missing"):
-        show.gallery([("x", picture(), tmp_path / "missing.wav", "a.mid")], old)
-    assert [path.name for path in tmp_path.iterdir()] == ["g.html"] and old.read_text() == "old"
 
 
 def test_gallery_pictures_have_a_pixel_for_a_step_and_low_notes_at_the_bottom():
