@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import zipfile
 
 import nbformat
 import pytest
@@ -14,6 +15,7 @@ from real_midi import ROOT
 
 sys.path.insert(0, str(ROOT / "docs"))
 import address
+import portable_keras
 
 OURS = ("pretty_midi", "mido", "symusic", "midi2audio", "midirenderer", "pebble", "pychord",
         "anywidget", "psygnal")
@@ -140,3 +142,9 @@ def test_the_readme_names_the_versions_that_version_ends_tries():
                        for versions in (oldest, newest))
         assert f"{name} {first} to {last}" in readme
     assert oldest.keys() == newest.keys()
+
+
+def test_the_shipped_gan_opens_in_older_versions_of_keras():
+    for path in (ROOT / "data" / "models").glob("*.keras"):
+        config = json.loads(zipfile.ZipFile(path).read("config.json"))
+        assert portable_keras.portable(config) == json.dumps(config), "run docs/portable_keras.py"
