@@ -1,17 +1,14 @@
 """utils.inpaint: what is kept stays, segments see what is around them, notes cross boundaries."""
 
 import itertools
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from real_midi import ROOT
-from utils import diffusion, inpaint, unet
-from utils.pianoroll import SUSTAIN, PianoRoll, notes_of, read_midi, roll_of
+from utils import inpaint, unet
+from utils.pianoroll import SUSTAIN, PianoRoll, notes_of, roll_of
 
 BLANK = np.zeros((128, 0), np.uint8)
 
@@ -24,7 +21,20 @@ def network():
     return network.eval()
 
 
-# ---------------------------------------------------------------- what is kept
+@pytest.fixture
+def generated_by(monkeypatch):
+    """Put a function of (roll, mask, onsets) in the network's place; what it was given, a list."""
+    def replace(function):
+        seen = []
+
+        def generate(network, count, *, roll, mask, onsets, seed, **options):
+            seen.append((roll, mask, onsets, seed))
+            return function(roll, mask)[None]
+
+        monkeypatch.setattr(inpaint, "generate", generate)
+        return seen
+
+    return replace
 
 
 @settings(max_examples=8, deadline=None)
@@ -38,27 +48,20 @@ def test_what_is_kept_or_known_stays(data, network):
     known = rng.random(kept.shape) < data.draw(st.sampled_from([0, 0.5]))
     roll = inpaint.inpaint(network, kept, begin, end, bar=bar, known=known, sampling_steps=1,
                            open_end=data.draw(st.booleans()))
-    stays = known | (kept > 0)
+    new = np.arange(width) // bar * bar
+    stays = known | (kept > 0) | (new < begin) | (new >= end)
     assert roll.dtype == np.uint8 and np.array_equal(roll[stays], kept[stays])
-    assert np.array_equal(roll[:, :begin], kept[:, :begin])
-    assert np.array_equal(roll[:, end:], kept[:, end:])
-    assert (roll[:, begin:end] > 0)[~stays[:, begin:end]].any(), "the rest is generated"
+    assert roll[~stays].any(), "the rest is generated"
 
 
-def test_a_seed_gives_the_same_bars(network):
-    one, two, other = (inpaint.inpaint(network, BLANK, 0, 160, sampling_steps=2, seed=seed)
+def test_a_seed_gives_the_same_bars_and_the_callback_sees_each_prediction_as_a_roll(network):
+    seen = []
+    one, two, other = (inpaint.inpaint(network, BLANK, 0, 128, sampling_steps=2, seed=seed,
+                                       callback=lambda *prediction: seen.append(prediction))
                        for seed in (3, 3, 4))
     assert np.array_equal(one, two) and not np.array_equal(one, other)
-
-
-def test_strength_0_leaves_what_it_starts_from(network, builtin_midi):
-    start_from = read_midi(builtin_midi[0]).pixels[:, :90]
-    kept = start_from.copy()
-    kept[:, 32:] = 0
-    roll = inpaint.inpaint(network, kept, 32, 90, start_from=start_from, strength=0)
-    new = np.pad(start_from[:, 32:], ((0, 0), (1, 0)))  # a sustained pixel needs its own onset
-    assert np.array_equal(roll[:, :32], kept[:, :32])
-    assert np.array_equal(roll[:, 32:], diffusion.without_stray_sustains(new)[:, 1:])
+    assert [step for step, _ in seen] == [0, 1] * 6  # two segments each
+    assert all(roll.shape == (128, 128) and roll.dtype == np.uint8 for _, roll in seen)
 
 
 def test_a_weight_of_0_forbids_a_pitch_in_its_columns_alone(network):
@@ -66,16 +69,6 @@ def test_a_weight_of_0_forbids_a_pitch_in_its_columns_alone(network):
     weights[:, 40:] = 0
     roll = inpaint.inpaint(network, BLANK, 0, 96, pitch_weights=weights, sampling_steps=2)
     assert (roll[24:48, :40] > 0).any() and not roll[:, 40:].any()
-
-
-def test_the_callback_sees_the_prediction_of_each_step_as_a_roll(network):
-    seen = []
-    inpaint.inpaint(network, BLANK, 0, 128, sampling_steps=3,
-                    callback=lambda step, roll: seen.append((step, roll.shape, roll.dtype)))
-    assert seen == [(step, (128, 128), np.uint8) for step in (0, 1, 2)] * 2
-
-
-# ---------------------------------------------------------------- segments
 
 
 @given(begin=st.integers(0, 99), length=st.integers(1, 999), bar=st.integers(1, 200),
@@ -89,26 +82,27 @@ def test_segments_cover_everything_once_in_whole_bars(begin, length, bar, longes
     assert all((first - begin) % unit == 0 for first, _ in parts)
 
 
-def windows_of(monkeypatch, width, begin, end, **options):
+@pytest.fixture
+def windows_of(generated_by):
     """What the network is shown for each segment, (roll, mask, onsets), of a piece of long notes;
     row 60 is active within the new bars, too."""
-    seen = []
-    monkeypatch.setattr(inpaint, "generate", lambda *_, roll, mask, onsets, seed, **options: (
-        seen.append((roll, mask, onsets, seed)) or np.where(mask, 0, roll)[None]))
-    kept = np.full((128, width), SUSTAIN, np.uint8)
-    kept[:60, begin:end] = kept[61:, begin:end] = 0
-    inpaint.inpaint(None, kept, begin, end, **options)
-    assert len({seed for *_, seed in seen}) == len(seen), "each segment has noise of its own"
-    return [row[:3] for row in seen]
+    def windows(width, begin, end, **options):
+        seen = generated_by(lambda roll, mask: np.where(mask, 0, roll))
+        kept = np.full((128, width), SUSTAIN, np.uint8)
+        kept[:60, begin:end] = kept[61:, begin:end] = 0
+        inpaint.inpaint(None, kept, begin, end, **options)
+        assert len({seed for *_, seed in seen}) == len(seen), "each segment has its own noise"
+        return [window[:3] for window in seen]
+
+    return windows
 
 
-@pytest.mark.parametrize("bar", [3, 12, 16, 20, 66, 144])
+@pytest.mark.parametrize("bar", [3, 16, 20, 66, 144])
 @pytest.mark.parametrize("open_end", [True, False])
-def test_a_segment_sees_what_comes_before_it(monkeypatch, bar, open_end):
+def test_a_segment_sees_what_comes_before_it(windows_of, bar, open_end):
     begin = -(-128 // bar) * bar
     end = begin + 12 * bar
-    windows = windows_of(monkeypatch, begin if open_end else end + 128, begin, end, bar=bar,
-                         open_end=open_end)
+    windows = windows_of(begin if open_end else end + 128, begin, end, bar=bar, open_end=open_end)
     for number, (roll, mask, _) in enumerate(windows, 1):
         first, in_the_middle = mask[0].argmax(), number == len(windows) and not open_end
         assert first % bar == 0 or (first % 4 == 0 and (bar > 64 or first < bar))
@@ -117,18 +111,14 @@ def test_a_segment_sees_what_comes_before_it(monkeypatch, bar, open_end):
         assert np.array_equal(~mask[60, first:], roll[60, first:] == SUSTAIN), "kept notes stay"
 
 
-def test_the_last_segment_sees_what_follows_or_a_known_bar_of_silence(monkeypatch):
-    seen = windows_of(monkeypatch, 480, 128, 256)
+def test_the_last_segment_sees_what_follows_or_a_known_bar_of_silence(windows_of):
+    seen = windows_of(480, 128, 256, onsets_per_bar=7.0)
     assert [mask[0].sum() for _, mask, _ in seen] == [64 + inpaint.AHEAD, 64]
+    assert [onsets for *_, onsets in seen] == [7.0 * 5, 7.0 * 4], "the density of 80 and 64 columns"
     roll, mask, _ = seen[-1]
     assert mask[0].argmax() == 32 and (roll[:, 96:] == SUSTAIN).all()
-    (roll, mask, _), = windows_of(monkeypatch, 128, 80, 128)
+    (roll, mask, _), = windows_of(128, 80, 128)
     assert mask[0].sum() == 48 and not mask[:, -16:].any() and not roll[:, -16:].any()
-
-
-def test_the_density_counts_the_bars_of_the_mask(monkeypatch):
-    seen = windows_of(monkeypatch, 480, 128, 256, onsets_per_bar=7.0)
-    assert [onsets for *_, onsets in seen] == [7.0 * 5, 7.0 * 4]  # 80 and 64 columns
 
 
 def test_the_usual_density_is_the_median_bar_of_both_sides():
@@ -139,53 +129,29 @@ def test_the_usual_density_is_the_median_bar_of_both_sides():
     assert inpaint.usual_density(roll * 0, 48, 96) == 0 == inpaint.usual_density(BLANK, 0, 16)
 
 
-# ---------------------------------------------------------------- boundaries
-
-
-def test_a_note_is_held_over_boundaries_and_no_sustain_is_left_alone(monkeypatch):
+def test_a_note_is_held_over_boundaries_and_no_sustain_is_left_alone(generated_by):
     """Row 60 has an onset and is sustained for ever, row 61 is sustained without an onset."""
-    def endless(network, count, *, roll, mask, **options):
+    def endless(roll, mask):
         new = roll.copy()
         new[60:62][mask[60:62]] = SUSTAIN
-        if not roll[60].any():
-            new[60, 0] = 200
-        return new[None]
+        new[60, 0] = roll[60, 0] or (SUSTAIN if roll[60].any() else 200)
+        return new
 
-    monkeypatch.setattr(inpaint, "generate", endless)
+    generated_by(endless)
     roll = inpaint.inpaint(None, BLANK, 0, 512, open_end=True)
     assert notes_of(PianoRoll(roll)).tolist() == [[0, 512, 60, 72]]
 
 
-def test_a_segment_decides_how_its_last_notes_end(monkeypatch):
+def test_a_segment_decides_how_its_last_notes_end(generated_by):
     """The first writes a note over its end, up to column 70; the second would never end it."""
-    def two_notes(network, count, *, roll, mask, **options):
+    def two_notes(roll, mask):
         new = roll.copy()
         if roll.any():
             new[60][mask[60]] = SUSTAIN
         else:
             new[60, 60], new[60, 61:70] = 200, SUSTAIN
-        return new[None]
+        return new
 
-    monkeypatch.setattr(inpaint, "generate", two_notes)
+    generated_by(two_notes)
     roll = inpaint.inpaint(None, BLANK, 0, 128, open_end=True)
     assert notes_of(PianoRoll(roll)).tolist() == [[60, 10, 60, 72]]
-
-
-PEAK = """
-import resource, sys
-import numpy as np
-from utils import inpaint, pianoroll, unet
-roll = pianoroll.roll_of(np.array([[0, 4, 60, 80], [8, 4, 64, 90]]), 128, 128)[None]
-inpaint.inpaint(unet.new(roll, "tiny").eval(), np.zeros((128, 0), np.uint8), 0,
-                16 * int(sys.argv[1]), open_end=True, sampling_steps=1)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-"""
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="no resource module")
-def test_256_bars_take_no_more_memory_than_32():
-    """Each in a process of its own. Tolerance: 64 MiB."""
-    small, large = (int(subprocess.run([sys.executable, "-c", PEAK, str(bars)], cwd=ROOT, text=True,
-                                       capture_output=True, check=True).stdout)
-                    for bars in (32, 256))
-    assert (large - small) / (2**20 if sys.platform == "darwin" else 2**10) < 64
