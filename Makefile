@@ -47,7 +47,7 @@ lint: $(READY)  ## ruff, notebooks too
 unit: $(READY)  ## unit, property, hostile-input, chain and anatomy tests
 	$(TESTS)
 
-quick: $(READY)  ## the fast tests alone, a minute and a half, while you work
+quick: $(READY)  ## the fast tests alone, about a minute, while you work
 	$(TESTS) -m "not slow and not browser" --hypothesis-profile=quick
 
 notebooks-test: $(READY)  ## pytest --nbval, strict, every notebook in a fresh copy of the tree
