@@ -155,8 +155,9 @@ def main(arguments: list[str] | None = None) -> int:
     except MusicError as error:
         print(error, file=sys.stderr)
         return 2
-    name = [printable(path.stem)] if path else []
-    title, folder = ", ".join([*name, asked.mode]), "_".join([*(n[:40] for n in name), asked.mode])
+    stem = printable(path.stem) if path else ""
+    title = ", ".join(filter(None, (stem, asked.mode)))
+    folder = "_".join(filter(None, (stem[:40], asked.mode)))
     out = Path(asked.out or ROOT / "runs" / "complete" / folder).expanduser().absolute()
     out.mkdir(parents=True, exist_ok=True)
     values |= {"model_dir": str(Path(asked.model_dir).expanduser().absolute()),

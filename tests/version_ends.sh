@@ -12,10 +12,10 @@ work=$(mktemp -d "${TMPDIR:-/tmp}/versions.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 export TF_CPP_MIN_LOG_LEVEL=3
 
+needed=$(sed -n 's/^ *needed = "\(.*\)"$/\1/p' docs/address.py)  # what the setup cell installs
+grep -E "^(${needed// /|}|papermill|ipykernel)==" requirements.txt >"$work/rest.txt"
 for end in oldest newest; do
     "$python" -m venv "$work/$end"
-    grep -E '^(pretty_midi|mido|symusic|pebble|pychord|midi2audio|midirenderer|anywidget|psygnal|papermill|ipykernel)==' \
-        requirements.txt >"$work/rest.txt"
     "$work/$end/bin/pip" install --quiet -r "tests/versions/$end.txt" -r "$work/rest.txt"
     "$work/$end/bin/python" chain.py --run-dir "$work/run_$end" \
         -p 02.train_steps 12 -p 03.train_steps 6 -p 04.count 2
