@@ -1,6 +1,6 @@
 """How much each improvement of notebook 02 helps, at equal minutes: writes runs/ablation.md.
 
-    python tests/ablation.py --minutes 2                 the whole table
+    python tests/ablation.py                             the whole table
     python tests/ablation.py --minutes 0.02 --count 4 --sampling-steps 4 --size tiny --rows 2 \\
         --output runs/trial.md                           a trial
 
@@ -42,9 +42,9 @@ ROWS = {  # each with what the row above has; what is tried later is the last to
 WAYS = {  # to generate
     "expected": {"exact": False, "guidance": 1.0},
     "drawn": {"guidance": 1.0},
-    "guided": {"guidance": 2.2},
+    "guided": {"guidance": 3.5},
 }
-RATE, BATCH_SIZE = 0.003, 8  # of every row
+RATE, BATCH_SIZE = 0.004, 8  # of every row
 PARTS = 3  # sets of samples, each with a seed of its own: their differences give the error
 
 
@@ -165,9 +165,9 @@ def table(asked: argparse.Namespace) -> list[str]:
 def main() -> None:
     """Run it; see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=2.0, help="of each training")
+    parser.add_argument("--minutes", type=float, default=1.9, help="of each training")
     parser.add_argument("--count", type=int, default=48, help=f"images of each of {PARTS} sets")
-    parser.add_argument("--size", default="small", help="of the network")
+    parser.add_argument("--size", default="mini", help="of the network")
     parser.add_argument("--sampling-steps", type=int, default=50)
     parser.add_argument("--rows", type=int, help="of notebook 02's: only so many")
     parser.add_argument("--output", type=Path, default=ROOT / "runs" / "ablation.md")
