@@ -22,9 +22,9 @@ command -v debootstrap >/dev/null || { echo "bare_machine: install debootstrap f
 root=$(mktemp -d "${TMPDIR:-/tmp}/bare.XXXXXX")
 chmod 755 "$root"  # the visitor must enter it
 leave() {
-    mountpoint -q "$root/proc" && umount "$root/proc"
-    mountpoint -q "$root/dev/shm" && umount "$root/dev/shm"
-    mountpoint -q "$root/dev/pts" && umount "$root/dev/pts"
+    for place in dev/pts dev/shm proc; do
+        if mountpoint -q "$root/$place"; then umount --lazy "$root/$place" || true; fi
+    done
     rm -rf --one-file-system "$root"
 }
 trap leave EXIT
@@ -32,7 +32,8 @@ trap leave EXIT
 debootstrap --variant=minbase --include=python3,python3-venv,make,ca-certificates "$suite" "$root"
 mount -t proc proc "$root/proc"
 mkdir -p "$root/dev/shm" && mount -t tmpfs tmpfs "$root/dev/shm"  # processes share memory there
-mkdir -p "$root/dev/pts" && mount -t devpts -o newinstance,ptmxmode=0666 devpts "$root/dev/pts"
+mkdir -p "$root/dev/pts"
+mount -t devpts -o newinstance,ptmxmode=0666 devpts "$root/dev/pts"
 ln -sf pts/ptmx "$root/dev/ptmx"  # a notebook's `!git` opens a terminal
 cp /etc/resolv.conf "$root/etc/resolv.conf"
 chroot "$root" useradd --create-home visitor

@@ -129,9 +129,9 @@ def _unpacked(archive: Path, target: Path) -> Path:
 
 def _write_member(tarred: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
     """A file of a tar, below `folder`. (`tarfile`'s own filters need Python 3.11.4.)"""
-    path = (folder / member.name).resolve()
+    path = (folder / member.name.lstrip("/")).resolve()
     if not path.is_relative_to(folder.resolve()):
-        raise MusicError(f"{member.name} leads out of its folder")
+        raise MusicError(f"leads out of its folder: {member.name!r}")
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarred.extractfile(member) as packed, path.open("wb") as file:
         shutil.copyfileobj(packed, file)
@@ -162,8 +162,13 @@ def unpack(archive: Path, folder: Path) -> None:
                                            if is_kept(member.filename, member.file_size)])
         else:
             with tarfile.open(archive) as tarred:
+                last = -1
                 for member in tarred:
-                    if member.isreg() and is_kept(member.name, member.size):
+                    if member.size < 0 or member.offset <= last:  # it would be read for ever
+                        raise MusicError("a member of a negative size")
+                    last = member.offset
+                    if (member.isreg() and not member.issparse()
+                            and is_kept(member.name, member.size)):
                         _write_member(tarred, member, folder)
                 while tarred.fileobj.read(2**20):  # to its end, so that its checksum is checked
                     pass
