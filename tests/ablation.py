@@ -10,6 +10,7 @@ images. Every network generates in three ways. The table that notebook 02 shows 
 """
 
 import argparse
+import ast
 import copy
 import dataclasses
 import os
@@ -17,6 +18,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import papermill
 import torch
 from torch.nn import functional as F
 
@@ -38,12 +40,14 @@ ROWS = {  # each with what the row above has; what is tried later is the last to
     "+ masks in 35 %": {"masked": 0.35},
     "+ self-conditioning in 50 %": {"self_conditioning": 0.5},
 }
+DEFAULTS = {name: ast.literal_eval(facts["default"])
+            for name, facts in papermill.inspect_notebook(NOTEBOOK).items()}
+RATE, BATCH_SIZE = DEFAULTS["learning_rate"], DEFAULTS["batch_size"]  # of every row
 WAYS = {  # to generate
     "expected": {"exact": False, "guidance": 1.0},
     "drawn": {"guidance": 1.0},
-    "guided": {"guidance": 3.5},
+    "guided": {"guidance": DEFAULTS["guidance"]},
 }
-RATE, BATCH_SIZE = 0.004, 8  # of every row
 PARTS = 3  # sets of samples, each with a seed of its own: their differences give the error
 
 
@@ -152,8 +156,7 @@ def table(asked: argparse.Namespace) -> list[str]:
         ("published recipe: squared error on the noise", [noise, [], []]))]
     for name, change in list(ROWS.items())[: asked.rows]:
         settings |= change
-        given = {"minutes": asked.minutes, "learning_rate": RATE, "size": asked.size,
-                 "batch_size": BATCH_SIZE} | settings
+        given = {"minutes": asked.minutes, "size": asked.size} | settings
         network = trained(RUN / f"hop{given.pop('hop')}", given)
         sets = [[diffusion.generate(network, count, steps, seed, **way) for seed in range(PARTS)]
                 for way in WAYS.values()]
@@ -164,9 +167,10 @@ def table(asked: argparse.Namespace) -> list[str]:
 def main() -> None:
     """Run it; see the module's docstring."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--minutes", type=float, default=1.9, help="of each training")
+    parser.add_argument("--minutes", type=float, default=DEFAULTS["minutes"],
+                        help="of each training")
     parser.add_argument("--count", type=int, default=48, help=f"images of each of {PARTS} sets")
-    parser.add_argument("--size", default="mini", help="of the network")
+    parser.add_argument("--size", default=DEFAULTS["size"], help="of the network")
     parser.add_argument("--sampling-steps", type=int, default=50)
     parser.add_argument("--rows", type=int, help="of notebook 02's: only so many")
     parser.add_argument("--output", type=Path, default=ROOT / "runs" / "ablation.md")

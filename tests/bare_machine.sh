@@ -31,8 +31,8 @@ trap leave EXIT
 
 debootstrap --variant=minbase --include=python3,python3-venv,make,ca-certificates "$suite" "$root"
 mount -t proc proc "$root/proc"
-mkdir -p "$root/dev/shm" && mount -t tmpfs tmpfs "$root/dev/shm"  # processes share memory there
-mkdir -p "$root/dev/pts"
+mkdir -p "$root/dev/shm" "$root/dev/pts"
+mount -t tmpfs tmpfs "$root/dev/shm"  # processes share memory there
 mount -t devpts -o newinstance,ptmxmode=0666 devpts "$root/dev/pts"
 ln -sf pts/ptmx "$root/dev/ptmx"  # a notebook's `!git` opens a terminal
 cp /etc/resolv.conf "$root/etc/resolv.conf"

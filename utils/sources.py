@@ -10,6 +10,7 @@ import shutil
 import tarfile
 import tempfile
 import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -127,10 +128,21 @@ def _unpacked(archive: Path, target: Path) -> Path:
     return target
 
 
+def _files(tarred: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """The regular files of a tar. Raises where its headers would be read for ever."""
+    last = -1
+    for member in tarred:
+        if member.size < 0 or member.offset <= last:
+            raise MusicError("a member of a negative size")
+        last = member.offset
+        if member.isreg() and not member.issparse():
+            yield member
+
+
 def _write_member(tarred: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
-    """A file of a tar, below `folder`. (`tarfile`'s own filters need Python 3.11.4.)"""
+    """A file of a tar, below `folder`, a resolved path. (tarfile's filters need Python 3.11.4.)"""
     path = (folder / member.name.lstrip("/")).resolve()
-    if not path.is_relative_to(folder.resolve()):
+    if not path.is_relative_to(folder):
         raise MusicError(f"leads out of its folder: {member.name!r}")
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarred.extractfile(member) as packed, path.open("wb") as file:
@@ -162,14 +174,10 @@ def unpack(archive: Path, folder: Path) -> None:
                                            if is_kept(member.filename, member.file_size)])
         else:
             with tarfile.open(archive) as tarred:
-                last = -1
-                for member in tarred:
-                    if member.size < 0 or member.offset <= last:  # it would be read for ever
-                        raise MusicError("a member of a negative size")
-                    last = member.offset
-                    if (member.isreg() and not member.issparse()
-                            and is_kept(member.name, member.size)):
-                        _write_member(tarred, member, folder)
+                inside = folder.resolve()
+                for member in _files(tarred):
+                    if is_kept(member.name, member.size):
+                        _write_member(tarred, member, inside)
                 while tarred.fileobj.read(2**20):  # to its end, so that its checksum is checked
                     pass
     except Exception as error:  # zipfile, tarfile, zlib, lzma: their errors share no parent
