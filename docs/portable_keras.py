@@ -8,6 +8,7 @@ stay as they are. Run it on `data/models/*.keras` after a change of them.
 import json
 import sys
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -28,10 +29,17 @@ def without_new_settings(part: object) -> object:
     return part
 
 
+def layers_of(config: dict) -> Iterator[dict]:
+    """The descriptions of a network's layers, and of those of a network within it."""
+    for layer in config["config"].get("layers", ()):
+        yield layer
+        yield from layers_of(layer)
+
+
 def portable(config: dict) -> str:
     """A network's description that older versions of Keras read too, as JSON."""
     text = json.dumps(without_new_settings(config))
-    for layer in config["config"]["layers"]:  # or an operation may get the name of such a layer
+    for layer in layers_of(config):  # or an operation may get the name of such a layer
         if layer["module"] == "keras.layers" and layer["class_name"] == "Reshape":
             name = layer["name"].removeprefix("layer_")
             text = text.replace(f'"{layer["name"]}"', f'"layer_{name}"')

@@ -33,7 +33,7 @@ def run_dir(tmp_path_factory, builtin_midi) -> Path:
         shutil.copy(path, midi)
     (midi / "text.mid").write_text("this is not MIDI")
     chain.run_chain(folder / "run", {
-        "train_steps": 6, "batch_size": 4, "count": COUNT, "sampling_steps": 4,
+        "train_steps": 6, "mapping_pieces": 8, "batch_size": 4, "count": COUNT, "sampling_steps": 4,
         "01.max_files": 0, "01.midi_dir": str(folder / "my midi")}, live=False)
     return folder / "run"
 

@@ -18,7 +18,7 @@ for end in oldest newest; do
     "$python" -m venv "$work/$end"
     "$work/$end/bin/pip" install --quiet -r "tests/versions/$end.txt" -r "$work/rest.txt"
     "$work/$end/bin/python" chain.py --run-dir "$work/run_$end" \
-        -p 02.train_steps 12 -p 03.train_steps 6 -p 04.count 2
+        -p 02.train_steps 12 -p 03.train_steps 6 -p 03.mapping_pieces 8 -p 04.count 2
     "$work/$end/bin/python" chain.py --run-dir "$work/music_$end" --only 04 05 06 -p 04.count 2
     rm -r "$work/$end"
     echo "version_ends: the whole chain ran with the $end versions"
