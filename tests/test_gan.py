@@ -144,7 +144,7 @@ def test_a_mapping_begins_as_the_identity_and_never_changes_where(lesson):
     assert (moved[:, 4:] != z[:, 4:]).all()
 
 
-def test_a_mapping_brings_what_is_guessed_near_to_the_data(lesson, monkeypatch):
+def test_a_mapping_brings_what_is_predicted_near_to_the_data(lesson, monkeypatch):
     """Features that are too high and vary too little, as far as ten numbers can tell them."""
     import tensorflow as tf
 
@@ -152,18 +152,18 @@ def test_a_mapping_brings_what_is_guessed_near_to_the_data(lesson, monkeypatch):
     data, far = rng.standard_normal((2000, 17)), 1 + 0.5 * rng.standard_normal((2000, 17))
     covariance = np.cov(metrics.standardise(data, data).T).astype("float32")
     monkeypatch.setitem(lesson, "covariance", covariance)
-    monkeypatch.setitem(lesson, "square_root", metrics._root(covariance).astype("float32"))
+    monkeypatch.setitem(lesson, "half_power", metrics.square_root(covariance))
     table = metrics.standardise(data, far).astype("float32")
     assert float(lesson["frechet"](table)) == pytest.approx(metrics.frechet(data, far), rel=0.05)
 
     mix = rng.standard_normal((10, 17)).astype("float32") / 10**0.5
 
-    def guess(what):
+    def predictor(what):
         return 1 + 0.5 * what @ mix
 
-    mapping = lesson["fit_mapping"](guess, tf.zeros([1, 17]), steps=200)
+    mapping = lesson["fit_mapping"](predictor, tf.zeros([1, 17]), steps=200)
     z = rng.standard_normal((2000, 14)).astype("float32")
-    before, after = (float(lesson["frechet"](guess(x[:, 4:]))) for x in (z, mapping(z)))
+    before, after = (float(lesson["frechet"](predictor(x[:, 4:]))) for x in (z, mapping(z)))
     assert after < 0.7 * before, (before, after)
 
 

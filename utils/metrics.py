@@ -212,12 +212,12 @@ def frechet(reference: np.ndarray, generated: np.ndarray) -> float:
     a, b = standardise(reference, reference), standardise(reference, generated)
     gap = ((a.mean(0) - b.mean(0)) ** 2).sum()
     s1, s2 = _covariance(a), _covariance(b)
-    root = _root(s1)
-    return max(float(gap + np.trace(s1 + s2 - 2 * _root(root @ s2 @ root))), 0.0)
+    root = square_root(s1)
+    return max(float(gap + np.trace(s1 + s2 - 2 * square_root(root @ s2 @ root))), 0.0)
 
 
-def _root(matrix):
-    """Square root of a symmetric, positive semi-definite matrix."""
+def square_root(matrix: np.ndarray) -> np.ndarray:
+    """Square root of a symmetric, positive semi-definite matrix, `[F, F]`."""
     values, vectors = np.linalg.eigh(matrix)
     return (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
 
