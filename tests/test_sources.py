@@ -1,8 +1,10 @@
 """Collections by name, from a server on the loopback address, and archives that mean harm."""
 
 import contextlib
+import errno
 import http.server
 import io
+import shutil
 import tarfile
 import threading
 import zipfile
@@ -181,6 +183,16 @@ def test_a_tar_whose_member_has_a_negative_size_is_refused(tmp_path):
 def test_a_damaged_archive_is_named(tmp_path, name):
     with pytest.raises(MusicError, match=f"{name}: cannot be unpacked"):
         unpacked(tmp_path, name, notes_at("a", *map("{}.mid".format, range(99))), -600)
+
+
+@pytest.mark.parametrize("name", ["midi.zip", "midi.tar.gz"])
+def test_a_full_disk_is_not_the_archives_fault(tmp_path, monkeypatch, name):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfileobj", full)
+    with pytest.raises(MusicError, match=f"{name}: .*No space left.*; free some disk space"):
+        unpacked(tmp_path, name, {"a.mid": b"MThd"})
 
 
 def test_an_archive_keeps_the_official_split_and_what_is_none_is_refused(tmp_path):

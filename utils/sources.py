@@ -4,6 +4,7 @@ Nothing is downloaded unless its name is asked for. What is downloaded lies in `
 (or where the environment variable MIDI_COLLECTIONS says), outside version control.
 """
 
+import errno
 import hashlib
 import os
 import shutil
@@ -181,5 +182,6 @@ def unpack(archive: Path, folder: Path) -> None:
                 while tarred.fileobj.read(2**20):  # to its end, so that its checksum is checked
                     pass
     except Exception as error:  # zipfile, tarfile, zlib, lzma: their errors share no parent
-        raise MusicError(f"{archive}: cannot be unpacked ({str(error)[:80]}); delete it and "
-                         "download it again") from None
+        full = getattr(error, "errno", 0) == errno.ENOSPC
+        remedy = "free some disk space" if full else "delete it and download it again"
+        raise MusicError(f"{archive}: cannot be unpacked ({str(error)[:80]}); {remedy}") from None
