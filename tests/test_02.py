@@ -49,14 +49,13 @@ def test_the_share_of_images_that_are_predicted_twice_is_as_asked(size, share):
     assert share == 0 or twice.any(dim=0).all(), "wherever an image stands"
 
 
-@pytest.mark.parametrize("widths", [(32, 64), (32, 48, 64)])
-def test_the_diagram_gives_the_shapes_that_run(widths):
-    network, shapes = unet.UNet(unet.Config(widths=widths, rows=96)), []
+def test_the_diagram_gives_the_shapes_that_run():
+    network, shapes = unet.UNet(unet.Config(widths=(32, 64), rows=96)), []
     for part in [network.stem, *network.down, *network.middle, *network.up, network.head]:
         part.register_forward_hook(lambda part, given, out: shapes.append(tuple(out.shape[1:])))
     with torch.no_grad():
         network(torch.zeros(1, 2, 128, 128), torch.zeros(1))
-    texts = [text.get_text() for text in show.denoiser_figure(widths, rows=8).axes[0].texts]
+    texts = [text.get_text() for text in show.denoiser_figure((32, 64), rows=8).axes[0].texts]
     boxes = [text.split("\n")[1] for text in texts if " × " in text]
     assert boxes[2:-1] == [" × ".join(map(str, shape)) for shape in shapes]
 

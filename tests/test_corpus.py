@@ -133,6 +133,14 @@ def test_a_copy_lands_on_the_same_side_and_is_named_with_the_file_that_it_repeat
         assert split["a copy.MID"] == split["0/000_chorale_c-minor.mid"]
 
 
+def test_of_the_builtin_corpus_a_piece_of_each_style_is_held_out_chosen_by_seed():
+    chosen = [{piece.source for piece in corpus.choose_pieces("builtin", seed=seed)
+               if piece.split == "valid"} for seed in range(3)]
+    assert all(len({source.split("_")[1] for source in some}) == len(some) == 12
+               for some in chosen)
+    assert chosen[0] != chosen[1] != chosen[2]
+
+
 @pytest.mark.parametrize("in_memory", [4, 10_000])
 @both_storages
 def test_a_stream_shows_every_image_once_an_epoch(converted, monkeypatch, storage, in_memory):

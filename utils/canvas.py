@@ -7,7 +7,6 @@ progress, done or error. Notes in them are rows of start, length, pitch and velo
 
 import itertools
 import math
-import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -135,9 +134,7 @@ def fill(network: torch.nn.Module, request: dict, watch: Callable | None = None,
         raise MusicError("the selection is full of notes; select some empty place too")
     lines = np.array([*request["lines"], request["lines"][-1] + 16]) - request["left"]
     chords = harmony.chords_by_bar(request["chords"], lines) if request["chords"] else []
-    weights = None
-    if chords or request["scale"]:
-        weights = harmony.pitch_weights(WIDTH, chords, request["scale"])
+    weights = harmony.pitch_weights(WIDTH, chords, request["scale"])  # all 1 without either
     bars = mask.any(axis=0).sum() / (np.median(np.diff(lines)) or 16)
     total = math.ceil(request["strength"] * sampling_steps)
 
@@ -194,12 +191,13 @@ def figure_of(rows: list[list[int]], title: str = "", selection: dict | None = N
     return figure
 
 
-def load_song(path: str | Path) -> dict:
+def load_song(path: str | Path, data: bytes | None = None) -> dict:
     """A MIDI file as a song of `canvas.js`: its notes from the first bar line on, on the grid.
 
-    Raises `MusicError` where `pianoroll.read_midi` does, and for a piece over `MOST_BARS` bars.
+    `data` is that of `pianoroll.read_midi`. Raises `MusicError` where that does, and for a piece
+    over `MOST_BARS` bars.
     """
-    picture = pianoroll.read_midi(Path(path).expanduser())
+    picture = pianoroll.read_midi(Path(path).expanduser(), data=data)
     lines = pianoroll.bar_lines_of(picture)
     if len(lines) > MOST_BARS:
         raise MusicError(f"{Path(path).name}: {len(lines):,} bars, more than the {MOST_BARS} that "
@@ -214,13 +212,7 @@ def load_song(path: str | Path) -> dict:
 
 def load_bytes(name: str, data: bytes) -> dict:
     """`load_song` of a file that the browser sends. Its name is never used as a path."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder, show.download_name(Path(name).stem))
-        path.write_bytes(data)
-        try:
-            return load_song(path)
-        except MusicError as error:
-            raise MusicError(str(error).replace(str(path), path.name)) from None
+    return load_song(show.download_name(Path(name).stem), data)
 
 
 def save(picture: PianoRoll, folder: Path, name: str) -> Path:

@@ -28,7 +28,7 @@ from tqdm import tqdm
 from utils import pianoroll
 from utils.files import MusicError, atomic, printable, write_json, write_table
 from utils.pianoroll import PRESETS
-from utils.sources import collection_folder
+from utils.sources import BUILTIN, collection_folder
 
 SPLITS = ("train", "valid")
 FOLDERS = [f"{preset}/{split}" for preset in PRESETS for split in SPLITS]
@@ -97,15 +97,21 @@ def choose_pieces(midi_dir: str | Path, max_files: int = 0, seed: int = 0) -> li
 
     The split is that of `known_split` (MAESTRO's test pieces are left out). In other collections a
     tenth of the whole MIDI files is held out, chosen by seed and content, so a copy under another
-    name lands on the same side. `max_files` above 0 keeps that many, chosen by seed, each split in
-    proportion.
+    name lands on the same side; of the built-in corpus, a piece of each style. `max_files` above 0
+    keeps that many, chosen by seed, each split in proportion.
     """
     paths = find_midi(folder := collection_folder(midi_dir))
     read = joblib.Parallel(n_jobs=8, prefer="threads")  # a disk may be slow
     digests, whole = zip(*read(map(joblib.delayed(_digest), paths)), strict=True)
     rank = {digest: hashlib.sha256(f"{seed}:{digest}".encode()).hexdigest() for digest in digests}
     order = sorted(set(itertools.compress(digests, whole)), key=rank.get)
-    held_out = set(order[: max(1, round(len(order) * VALID_SHARE)) if len(order) > 1 else 0])
+    count = max(1, round(len(order) * VALID_SHARE)) if len(order) > 1 else 0
+    if folder.samefile(BUILTIN):  # the first of each style: 000_chorale_c-minor
+        style = {digest: path.stem.partition("_")[2].partition("_")[0]
+                 for digest, path in zip(digests, paths, strict=True)}
+        order = sorted({style[digest]: digest for digest in reversed(order)}.values(),
+                       key=order.index)
+    held_out = set(order[:count])
     split_of = known_split(folder)
     pieces = []
     for path, digest in zip(paths, digests, strict=True):
@@ -171,20 +177,20 @@ def child_processes(count: int) -> Iterator[pebble.ProcessPool]:
 def guarded(pool: pebble.ProcessPool, function: Callable, *args: object) -> object:
     """`function(*args)` in a child process, where a crash, a hang or a memory leak does no harm.
 
-    Raises what the function raises, `MusicError` where it crashes or exceeds a limit, and `Stopped`
+    Raises `MusicError` where the function does, fails, crashes or exceeds a limit, and `Stopped`
     where the process was killed by the user or by the system. Ctrl-C does not reach the child.
     """
     try:
         return pool.schedule(_timed, (function, *args), timeout=WALL_S).result()
-    except (pebble.ProcessExpired, TimeoutError, MemoryError) as error:
-        if getattr(error, "exitcode", 0) in OUTSIDE:
-            raise Stopped("its reader was stopped from outside; run notebook 01 again") from None
-        raise MusicError(f"crashes the reader, or takes it more than {CPU_S:.0f} seconds or "
-                         f"{MEMORY_MIB} MiB of memory; leave it out") from None
-    except Exception:
-        if not pool.active:  # the pool broke: a child was killed while it waited
-            raise Stopped("its reader was stopped from outside; run notebook 01 again") from None
+    except MusicError:
         raise
+    except Exception as error:
+        if getattr(error, "exitcode", 0) in OUTSIDE or not pool.active:  # at work, or as it waited
+            raise Stopped("its reader was stopped from outside; run notebook 01 again") from None
+        if isinstance(error, (pebble.ProcessExpired, TimeoutError, MemoryError)):
+            raise MusicError(f"crashes the reader, or takes it more than {CPU_S:.0f} seconds or "
+                             f"{MEMORY_MIB} MiB of memory; leave it out") from None
+        raise MusicError(f"the reader fails ({error!r:.60}); leave it out") from None
 
 
 def _limit_memory() -> None:
@@ -316,9 +322,6 @@ def _convert_batch(batch: list[tuple[Piece, str]], *settings: int) -> dict:
             except MusicError as error:
                 record["skipped"].append((piece.source, str(error).removeprefix(f"{piece.path}: ")))
                 record["final"] &= not isinstance(error, Stopped)
-            except Exception as error:  # no fault of ours in one file stops the others
-                reason = f"the reader fails ({error!r:.60}); leave it out"
-                record["skipped"].append((piece.source, reason))
     return record
 
 

@@ -82,10 +82,6 @@ def open_midi(path: str | Path) -> MidiPiece:
         if (midi.type > 1 or midi.ticks_per_beat < 1 or not any(map(_is_note, messages))
                 or any(message.type == "unknown_meta" for message in messages)):
             raise ValueError("not one piece in beats, or with messages whose time mido forgets")
-        if midi.ticks_per_beat < 24:  # too coarse for sixteenths
-            midi.ticks_per_beat *= 24
-            for message in messages:
-                message.time *= 24
     except Exception:  # mido raises many kinds
         raise MusicError(f"{path}: damaged or of an odd kind, it cannot be changed without loss; "
                          "save it anew with a music program first") from None
@@ -299,21 +295,19 @@ def replace_notes(piece: MidiPiece, notes: np.ndarray, begin: int, end: int) -> 
     kept note leaves no room is left out. Before bars that follow the piece, pedals are lifted and
     the usual tempo returns; a volume that fades at the end stays as it is.
     """
-    shown = _shown(piece, begin, end)
-    same = {(start, pitch) for start, length, pitch in notes[:, :3].tolist()
-            if (start, length, pitch) in shown}
+    both = _shown(piece, begin, end) & set(map(tuple, notes[:, :3].tolist()))
+    same = {(start, pitch) for start, _, pitch in both}
     stay = np.array([tuple(at) in same for at in piece.notes[:, [START, PITCH]].tolist()])
     stay |= ~inside(piece, begin, end)
     kept = piece.notes[stay]
-    placed = _place(piece, [note for note in notes.tolist() if (note[0], note[2]) not in same],
-                    kept)
+    new = [note for note in notes.tolist() if (note[0], note[2]) not in same]
     gone = _places(piece.notes[~stay]) - _places(kept)  # two notes may share a note-off
     tracks = [[message for index, message in enumerate(messages) if (number, index) not in gone]
               for number, messages in enumerate(piece.tracks)]
     if begin >= piece.bar_lines[-1]:
         for number, message in _as_usual(piece, piece.tick(begin)):
             tracks[number].append(message)
-    return _assemble(piece, tracks, placed)
+    return _assemble(piece, tracks, _place(piece, new, kept))
 
 
 def add_track(piece: MidiPiece, notes: np.ndarray, program: int = 0, name: str = "accompaniment"

@@ -125,12 +125,13 @@ def notes_of(picture: PianoRoll) -> np.ndarray:
 # ---------------------------------------------------------------- MIDI → piano roll
 
 
-def read_midi(path: str | Path, steps_per_beat: int = 4) -> PianoRoll:
+def read_midi(path: str | Path, steps_per_beat: int = 4, data: bytes | None = None) -> PianoRoll:
     """A whole MIDI file as a piano roll of 128 rows, on the file's own beat grid, without drums.
 
-    Raises `MusicError` with the reason for a file that is not MIDI, is damaged, or has no notes.
+    `data` are its bytes where it is no file of its own, as in `load_png`. Raises `MusicError` with
+    the reason for a file that is not MIDI, is damaged, or has no notes.
     """
-    score = open_midi(path)
+    score = open_midi(path, data)
     per_step = score.ticks_per_quarter / steps_per_beat
     start, end, pitch, velocity = notes_in_ticks(score).T
     start, end = (np.floor(tick / per_step + 0.5).astype(np.int64) for tick in (start, end))
@@ -149,16 +150,16 @@ def read_midi(path: str | Path, steps_per_beat: int = 4) -> PianoRoll:
                      tuple(signatures))
 
 
-def open_midi(path: str | Path) -> symusic.Score:
+def open_midi(path: str | Path, data: bytes | None = None) -> symusic.Score:
     """A file's tracks, notes in ticks, tempos and time signatures, as symusic holds them.
 
-    A note without a note-off lasts to its track's end. Raises `MusicError` with the reason for a
-    file that is not MIDI, is damaged, or has no notes.
+    A note without a note-off lasts to its track's end. `data` is that of `read_midi`. Raises
+    `MusicError` with the reason for a file that is not MIDI, is damaged, or has no notes.
     """
     try:
-        if Path(path).stat().st_size > MAX_BYTES:
+        if (Path(path).stat().st_size if data is None else len(data)) > MAX_BYTES:
             raise MusicError(f"over {MAX_BYTES >> 20} MiB, more than any piece needs; leave it out")
-        data = with_note_offs(Path(path).read_bytes())
+        data = with_note_offs(Path(path).read_bytes() if data is None else data)
         score = symusic.Score.from_midi(data, sanitize_data=True)  # without it, it may crash
     except MusicError as reason:
         raise MusicError(f"{path}: {reason}") from None

@@ -83,13 +83,6 @@ def active_rows(pictures: Sequence[PianoRoll]) -> tuple[int, int]:
     return max(low - missing // 2, 0), min(high + missing - missing // 2, 128)
 
 
-def pool(pixels: np.ndarray, columns: int) -> np.ndarray:
-    """Pixels, at most `columns` wide: the brightest of each few steps, so no onset is lost."""
-    factor = -(-pixels.shape[1] // columns)
-    padded = np.pad(pixels, ((0, 0), (0, -pixels.shape[1] % factor)))
-    return padded.reshape(len(pixels), -1, factor).max(axis=2)
-
-
 # ---------------------------------------------------------------- look
 
 
@@ -118,9 +111,10 @@ def figure_of(pictures: PianoRoll | np.ndarray | Sequence,
         if picture is None:
             axis.set_axis_off()
             continue
-        beats = picture.pixels.shape[1] / picture.steps_per_beat
-        right = picture.seconds if seconds else beats
-        pixels = pool(picture.pixels, int(WIDTH_INCHES / columns * 2 * DPI))
+        width = picture.pixels.shape[1]
+        right = picture.seconds if seconds else width / picture.steps_per_beat
+        factor = -(-width // int(WIDTH_INCHES / columns * 2 * DPI))  # steps drawn as the loudest
+        pixels = np.maximum.reduceat(picture.pixels, range(0, width, factor), axis=1)
         bottom = picture.lowest_pitch - 0.5
         axis.imshow(pixels, COLORS, aspect="auto", origin="lower", vmin=0, vmax=255,
                     interpolation="nearest" if pixels.shape[1] < 200 else "antialiased",
@@ -167,39 +161,31 @@ def source(*things: object) -> Code:
     return Code("\n\n\n".join(parts) + "\n", language="python")
 
 
-def denoiser_figure(widths: Sequence[int], rows: int, columns: int = 32) -> Figure:
-    """The denoiser of notebook 02 with one block per width: `widths` channels, coarser downwards;
-    `rows` × `columns` positions at the finest size. Each box says its output, channels × size."""
-    last = len(widths) - 1
-    boxes = [("input planes", 0), ("space-to-depth", 0), ("1×1 conv + place", 0), ("residual", 0)]
-    for i in range(1, last + 1):
-        boxes += [("stride-2 conv", i), ("residual", i)]
-    boxes += [("residual", last), ("attention", last)]
-    for i in range(last, 0, -1):
-        boxes += [("residual", i), ("transposed conv", i - 1)]
-    boxes += [("residual", 0), ("attention", 0), ("1×1 conv", 0), ("depth-to-space", 0)]
-    shapes = {"input planes": (7, 12 * rows, 4 * columns), "space-to-depth": (336, rows, columns),
-              "1×1 conv": (144, rows, columns), "depth-to-space": (3, 12 * rows, 4 * columns)}
-    colors = {"residual": "orange", "attention": "lightgreen", "input planes": "0.9",
-              "space-to-depth": "0.9", "depth-to-space": "0.9"}
-    figure = Figure(figsize=(WIDTH_INCHES, 1.5 + 1.1 * len(widths)), layout="constrained")
+def denoiser_figure(widths: Sequence[int], rows: int) -> Figure:
+    """The denoiser of notebook 02 at its two sizes, with `widths` channels and one block each;
+    `rows` × 32 positions at the finer one. Each box says its output, channels × size."""
+    fine, coarse = (widths[0], rows, 32), (widths[1], rows // 2, 16)
+    boxes = [("input planes", (7, 12 * rows, 128)), ("space-to-depth", (336, rows, 32)),
+             ("1×1 conv + place", fine), ("residual", fine), ("stride-2 conv", coarse),
+             ("residual", coarse), ("residual", coarse), ("attention", coarse),
+             ("residual", coarse), ("transposed conv", fine), ("residual", fine),
+             ("attention", fine), ("1×1 conv", (144, rows, 32)),
+             ("depth-to-space", (3, 12 * rows, 128))]
+    colors = {"residual": "orange", "attention": "lightgreen"}
+    heights = [-1 if shape == coarse else 0 for _, shape in boxes]
+    figure = Figure(figsize=(WIDTH_INCHES, 3.7), layout="constrained")
     axis = figure.subplots()
-    for x, (name, level) in enumerate(boxes):
-        shape = shapes.get(name, (widths[level], rows >> level, columns >> level))
-        axis.text(x, -level, f"{name}\n{' × '.join(map(str, shape))}", rotation=90, ha="center",
+    axis.plot(heights, color="0.4", zorder=0)  # it joins the boxes, from left to right
+    for x, (name, shape) in enumerate(boxes):
+        axis.text(x, heights[x], f"{name}\n{' × '.join(map(str, shape))}", rotation=90, ha="center",
                   va="center", fontsize=8, bbox={"boxstyle": "round,pad=0.3", "edgecolor": "0.4",
                                                  "facecolor": colors.get(name, "lightblue")})
-        if x:
-            axis.annotate("", (x - 0.3, -level), (x - 0.7, -boxes[x - 1][1]),
-                          arrowprops={"arrowstyle": "->"})
-    residual = [x for x, (name, _) in enumerate(boxes) if name == "residual"]
-    for i, (start, end) in enumerate(zip(residual[: last + 1], residual[::-1], strict=False)):
-        axis.annotate("", (end, 0.48 - i), (start, 0.48 - i), arrowprops={
-            "arrowstyle": "->", "linestyle": "--", "connectionstyle": "arc3,rad=-0.06"})
-        axis.text((start + end) / 2, 0.6 - i, "skip: added", ha="center", fontsize=7)
-    axis.text(residual[0], -last - 0.1, "orange: scaled and shifted\nby noise level and labels",
-              ha="right", va="center", fontsize=7)
-    axis.set(xlim=(-0.6, len(boxes) - 0.4), ylim=(-last - 0.6, 0.85))
+    for start, end, y in ((3, 10, 0.48), (5, 8, -0.52)):  # from one residual block to another
+        axis.annotate("", (end, y), (start, y), arrowprops={"arrowstyle": "->", "linestyle": "--"})
+        axis.text((start + end) / 2, y + 0.05, "skip: added", ha="center", fontsize=7)
+    axis.text(3, -1.1, "orange: scaled and shifted\nby noise level and labels", ha="right",
+              va="center", fontsize=7)
+    axis.set(xlim=(-0.6, len(boxes) - 0.4), ylim=(-1.6, 0.85))
     axis.set_axis_off()
     return figure
 

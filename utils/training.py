@@ -80,14 +80,11 @@ def read_ahead(sources: dict[str, tuple[Path, int]], preset_name: str, seed: int
     turn. The next batch is read while this one is used."""
     streams = [corpus.stream_rolls(folder, share, preset_name, seed, start)
                for folder, share in sources.values()]
-
-    def read() -> np.ndarray:
-        return np.concatenate([next(stream) for stream in streams])
-
+    batches = map(np.concatenate, zip(*streams, strict=True))
     with ThreadPoolExecutor(1) as reader:
-        ahead = reader.submit(read)
+        ahead = reader.submit(next, batches)
         while True:
-            batch, ahead = ahead.result(), reader.submit(read)
+            batch, ahead = ahead.result(), reader.submit(next, batches)
             yield batch
 
 

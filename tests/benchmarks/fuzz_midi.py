@@ -67,9 +67,7 @@ def main(folder: str, pool: ProcessPool, count: int = 20_000, seed: int = 0) -> 
             what = "picture"
         except MusicError as error:
             what = re.sub(r"[\d,]+", "N", str(error).removeprefix(f"{target}: "))
-        except Exception as error:
-            what = f"FINDING {type(error).__name__}: {error}"[:120]
-        if what.startswith("FINDING") or "crash" in what or "seconds" in what or "memory" in what:
+        if "the reader" in what:  # fails, crashes or takes too much
             findings += 1
             (target.parent / f"finding-{seed}-{number}.mid").write_bytes(data)
         slowest = max(slowest, time.perf_counter() - begin)
