@@ -1,6 +1,7 @@
-"""A notebook's code outside Jupyter: its definitions alone, or its training as a plain program."""
+"""A notebook run by papermill; its definitions alone; or its training as a plain program."""
 
 import ast
+import csv
 import os
 import subprocess
 import sys
@@ -8,8 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import nbformat
+import papermill
+import pytest
 
-ROOT = Path(__file__).parent.parent
+from chain import NOTEBOOKS, ROOT
+
 HEAD = """
 import os, signal, sys
 from pathlib import Path
@@ -17,6 +21,29 @@ import matplotlib
 matplotlib.use("Agg")
 signal.signal(signal.SIGINT, signal.default_int_handler)  # however the program is started
 """
+
+
+def executed(number: str, run_dir: Path, cwd: Path = ROOT, **parameters: object) -> str:
+    """Run a notebook into a run folder; what it printed."""
+    made = papermill.execute_notebook(
+        NOTEBOOKS[number], run_dir / f"{number}.ipynb", {"run_dir": str(run_dir)} | parameters,
+        cwd=cwd, progress_bar=False)
+    return "".join(output.get("text", "") for cell in made.cells
+                   for output in cell.get("outputs", []) if output.get("name") == "stdout")
+
+
+def refused(number: str, run_dir: Path, **parameters: object) -> str:
+    """The one line of the error that a notebook ends with."""
+    with pytest.raises(papermill.PapermillExecutionError) as caught:
+        executed(number, run_dir, **parameters)
+    assert caught.value.ename == "MusicError" and "\n" not in caught.value.evalue
+    return caught.value.evalue
+
+
+def rows_of(table: Path) -> list[dict]:
+    """The rows of a CSV file."""
+    with table.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def code_cells(path: Path) -> list:

@@ -1,10 +1,8 @@
 """Notebook 01 on collections that begin with odd files, and its loop on notes that overlap."""
 
 import hostile_midi
-import papermill
 import pretty_midi
-
-from real_midi import ROOT
+from notebook_code import executed
 
 
 def run_01(tmp_path, **files: bytes) -> str:
@@ -12,18 +10,13 @@ def run_01(tmp_path, **files: bytes) -> str:
     (tmp_path / "midi").mkdir()
     for name, data in files.items():
         (tmp_path / "midi" / f"{name}.mid").write_bytes(data)
-    made = papermill.execute_notebook(
-        ROOT / "notebooks" / "01_midi2img.ipynb", tmp_path / "01.ipynb", {
-            "midi_dir": str(tmp_path / "midi"), "run_dir": str(tmp_path / "run"), "jobs": 1},
-        cwd=ROOT, progress_bar=False)
-    return "".join(output.get("text", "") for cell in made.cells
-                   for output in cell.get("outputs", []))
+    return executed("01", tmp_path, midi_dir=str(tmp_path / "midi"), jobs=1)
 
 
 def test_an_odd_first_file_with_a_single_note_does_not_stop_it(tmp_path):
     run_01(tmp_path, a=hostile_midi.SMALL["riff"][0],
            b=hostile_midi.GOOD.replace(b"\x3c", b"\x40"))
-    assert list((tmp_path / "run" / "images" / "diffusion" / "train").glob("*.png"))
+    assert list((tmp_path / "images" / "diffusion" / "train").glob("*.png"))
 
 
 def test_after_an_empty_file_its_loop_agrees_with_read_midi_where_notes_overlap(tmp_path):

@@ -215,18 +215,6 @@ def test_what_cannot_be_played_is_named_in_one_line(content, rate_hz, line, tmp_
     assert line in refusal(tmp_path, sample_rate=rate_hz)
 
 
-@pytest.mark.parametrize("name", hostile_midi.SMALL)
-def test_an_odd_midi_file_is_played_and_a_damaged_one_named(name, tmp_path):
-    data, reason = hostile_midi.SMALL[name]
-    (tmp_path / "a.mid").write_bytes(data)
-    try:
-        played, _ = audio.playable(tmp_path / "a.mid")
-        assert mido.MidiFile(file=io.BytesIO(played)).length < audio.LONGEST_S + audio.ECHO_S
-    except MusicError as error:
-        assert str(error).startswith(f"{tmp_path / 'a.mid'}: ") and "\n" not in str(error)
-        assert reason, "what becomes an image can be heard"
-
-
 def write_wav(path, seconds=2.0, amplitude=0.3):
     time_s = np.arange(int(seconds * 16_000)) / 16_000
     soundfile.write(path, np.clip(amplitude * np.sin(2765 * time_s), -1, 1), 16_000)

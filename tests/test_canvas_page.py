@@ -161,17 +161,6 @@ def test_vary_replaces_notes_reject_brings_them_back_and_save_gets_them(drawn):
     assert drawn.js("return saved.notes") == ROWS
 
 
-def test_stop_or_an_error_ends_a_request_and_changes_nothing(drawn):
-    drawn.js("window.slow = 300")
-    drawn.click("generate")
-    drawn.click("generate")  # it is called Stop now
-    until(lambda: drawn.status() == "Stopped.")
-    drawn.js("document.querySelector('input[maxlength=\"400\"]').value = 'H'")
-    drawn.click("generate")
-    until(lambda: drawn.status() == "chord 'H' cannot be read")
-    assert drawn.notes() == THREE
-
-
 def test_without_a_kernel_one_line_says_so_and_drawing_goes_on(roll):
     roll.driver.execute_async_script("""
         const done = arguments[arguments.length - 1];

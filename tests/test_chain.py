@@ -1,7 +1,6 @@
 """The whole chain through papermill at a small size; its command line, its grids, and what it
 refuses."""
 
-import csv
 import os
 import shutil
 import subprocess
@@ -12,7 +11,7 @@ import nbformat
 import numpy as np
 import papermill
 import pytest
-from PIL import Image
+from notebook_code import rows_of
 
 import chain
 from real_midi import ROOT
@@ -36,27 +35,6 @@ def run_dir(tmp_path_factory, builtin_midi) -> Path:
         "train_steps": 6, "mapping_pieces": 8, "batch_size": 4, "count": COUNT, "sampling_steps": 4,
         "01.max_files": 0, "01.midi_dir": str(folder / "my midi")}, live=False)
     return folder / "run"
-
-
-def rows_of(path: Path) -> list[dict]:
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
-
-
-@pytest.mark.parametrize(("preset", "size"), SIZES.items())
-def test_01_writes_images_and_their_tables(run_dir, preset, size):
-    sources = []
-    for split in ("train", "valid"):
-        folder = run_dir / "images" / preset / split
-        rows = rows_of(folder / "metadata.csv")
-        assert list(rows[0]) == ["file_name", "source", "start_step", "tempo"]
-        assert {row["file_name"] for row in rows} == {path.name for path in folder.glob("*.png")}
-        sources.append({row["source"] for row in rows})
-        with Image.open(folder / rows[0]["file_name"]) as image:
-            assert image.mode == "L" and image.size == size[::-1]
-    assert not sources[0] & sources[1], "a piece is in both splits"
-    (skipped,) = rows_of(run_dir / "images" / "skipped.csv")
-    assert Path(skipped["file"]).name == "text.mid" and skipped["reason"]
 
 
 def test_02_and_03_write_models_logs_and_figures_and_nothing_half_written_is_left(run_dir):
@@ -85,12 +63,6 @@ def test_each_image_of_04_that_is_not_silent_becomes_midi_and_sound(run_dir):
     assert names("midi", ".mid") >= names("wav", ".wav") == made - silent
     page = (run_dir / "gallery.html").read_text(encoding="utf-8")
     assert page.count("<audio") == len(made - silent)
-
-
-def test_04_makes_no_widget_where_nobody_can_move_it(run_dir):
-    notebook = nbformat.read(run_dir / "notebooks" / "04_load_model.ipynb", 4)
-    assert "widgets" not in notebook.metadata
-    assert "jupyter.widget" not in str([cell.get("outputs") for cell in notebook.cells])
 
 
 # ---------------------------------------------------------------- parameters
@@ -197,11 +169,6 @@ def test_a_cell_may_take_as_long_as_a_training(parameters, limit_s, tmp_path, mo
 
 
 # ---------------------------------------------------------------- a grid
-
-
-def test_a_grid_is_every_combination():
-    assert chain.grid_of(["seed=0,1", "02.size=tiny,small"]) == [
-        {"seed": seed, "02.size": size} for seed in "01" for size in ("tiny", "small")]
 
 
 def test_a_grid_runs_each_in_its_folder_and_says_which_failed(tmp_path):

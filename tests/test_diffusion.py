@@ -81,10 +81,6 @@ def test_each_sampler_steps_as_in_diffusers(sampler, theirs, options, sampling_s
         assert (scheduler.step(x_0, t, x_t, **noise).prev_sample - x_s).abs().max() < 1e-5, t
 
 
-def test_timesteps_are_spaced_evenly_from_the_last():
-    assert diffusion.spaced_timesteps(10, 4) == [9, 7, 4, 1]
-
-
 def test_the_prediction_is_clamped_to_the_limits():
     low, high = (torch.tensor(v).view(1, 2, 1, 1) for v in ([-0.5, -0.5], [0.25, 0.5]))
     found = diffusion.sample(lambda x_t, t: 10 * x_t, normal(0, 2, 2, 8, 8),

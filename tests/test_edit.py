@@ -120,7 +120,7 @@ messy_note = st.tuples(st.integers(0, 1), st.integers(0, 1), st.sampled_from([60
                        st.integers(0, 3000), st.integers(1, 900), st.integers(1, 127))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(notes=st.lists(messy_note, min_size=1, max_size=30), seed=st.integers(0, 2**32),
        lost=st.integers(0, 5))
 def test_restrikes_overlaps_and_lost_note_offs_are_kept(notes, seed, lost, tmp_path_factory):
@@ -238,17 +238,6 @@ def test_files_that_cannot_be_edited_say_why(data, said, tmp_path):
         path.write_bytes(data)
     with pytest.raises(MusicError, match=rf"odd\.mid: .*{said}"):
         edit.open_midi(path)
-
-
-@pytest.mark.parametrize("data", [
-    hostile_midi.SMALL["riff"][0],
-    hostile_midi.GOOD.replace(b"\x01\xe0", b"\0\x04", 1)])  # ticks too coarse for sixteenths
-def test_files_of_other_kinds_are_edited(data, tmp_path):
-    path = tmp_path / "odd.mid"
-    path.write_bytes(data)
-    piece = edit.open_midi(path)
-    edit.save(edit.replace_notes(piece, np.array([[4000, 4, 60, 80]]), 4000, 4016), path)
-    assert edit.stays(piece, path, 4000, 4016) and len(edit.open_midi(path).notes) == 2
 
 
 # ---------------------------------------------------------------- new notes

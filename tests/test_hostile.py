@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from real_midi import ROOT
-from utils import corpus, pianoroll
+from utils import audio, corpus, pianoroll
 from utils.files import MusicError
 
 
@@ -23,6 +23,7 @@ def test_a_hostile_file_is_read_or_refused_in_one_line(name, tmp_path):
     path.write_bytes(data)
     if reason is None:
         assert len(pianoroll.notes_of(pianoroll.read_midi(path)))
+        assert audio.playable(path), "what becomes an image can be heard"
     else:
         with pytest.raises(MusicError, match=reason) as error:
             pianoroll.read_midi(path)

@@ -1,18 +1,16 @@
 """Notebooks in JupyterLab, in a browser, used as a person would: run all cells, look at the images,
 press a player, move a slider, draw."""
 
-import dataclasses
 import re
 import shutil
 
 import nbformat
-import numpy as np
 import pretty_midi
 import pytest
 from browser import Roll, browser, jupyterlab, until
 
 from real_midi import ROOT
-from utils import pianoroll, unet
+from utils import unet
 
 pytestmark = pytest.mark.browser
 SMALL = {"01": {"max_files": 6, "jobs": 1}, "05": {}, "06": {}, "09": {},
@@ -26,7 +24,7 @@ STAGE = "return document.querySelector('.widget-output img')?.src"
 
 
 @pytest.fixture(scope="module")
-def tree(tmp_path_factory):
+def tree(tmp_path_factory, network):
     """A copy of the repository with small parameters and an untrained small network."""
     folder = tmp_path_factory.mktemp("lab")
     for name in ("utils", "docs", "data"):
@@ -43,10 +41,6 @@ def tree(tmp_path_factory):
                                                  cell.source, flags=re.M)
                     assert count == 1, name
         nbformat.write(notebook, folder / "notebooks" / path.name)
-    roll = pianoroll.roll_of(np.array([[0, 4, 60, 80], [8, 4, 64, 90]]), 128, 128)
-    network = unet.new(roll[None], "tiny")
-    network.prior.zero_()  # it generates more than silence
-    network.config = dataclasses.replace(network.config, active_counts=(900,), onset_counts=(600,))
     unet.save(network, folder / "data" / "models" / "diffusion.safetensors")
     return folder
 

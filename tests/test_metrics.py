@@ -52,7 +52,7 @@ roll_sets = st.lists(st.lists(note, max_size=40).map(
     min_size=2, max_size=6).map(np.stack)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(roll_sets)
 def test_agrees_with_muspy(rolls):
     rolls[:, :, -1] = 0
@@ -124,21 +124,6 @@ def test_any_pixels_give_finite_values_in_range(pixels):
         assert alone == pytest.approx(values[-1:], abs=1e-9), "no roll depends on its set"
 
 
-@settings(max_examples=10, deadline=None)
-@given(roll_sets, roll_sets)
-def test_order_changes_no_distance_and_a_set_is_at_none_from_itself(rolls, others):
-    a, b = metrics.features(rolls, LOWEST), metrics.features(others, LOWEST)
-    found = metrics.compare(a, b)
-    assert metrics.compare(a[::-1], b[::-1]) == pytest.approx(found, rel=1e-6, abs=1e-6)
-    assert all(np.isfinite(list(found.values())))
-    assert 0 <= found["overlap"] <= 1 + 1e-9
-    assert min(found["kld"], found["frechet"], found["diversity"]) >= 0
-    same = metrics.compare(a, a)
-    assert (same["value_overlap"], same["frechet"]) == pytest.approx((1, 0), abs=1e-6)
-    np.testing.assert_array_equal(metrics.overlap(a[:1], a[:1]), [[1] * len(NAMES),
-                                                                 [0] * len(NAMES)])
-
-
 def test_overlap_is_that_of_scipys_kernel_densities():
     rng = np.random.default_rng(0)
     a, b = rng.normal(0, 1, 80), rng.normal(1.2, 0.7, 80)
@@ -162,27 +147,6 @@ def test_frechet_is_the_textbooks_on_many_rolls():
     gap = ((x.mean(0) - y.mean(0)) ** 2).sum()
     expected = gap + np.trace(s + t - 2 * np.real(linalg.sqrtm(s @ t)))
     assert metrics.frechet(a, b) == pytest.approx(expected, rel=0.01)
-
-
-def test_controls_stand_further_off_than_new_music():
-    new, reference = music(100, 6), metrics.features(music(150, 5), LOWEST)
-    held_out, *controls = (
-        metrics.compare(reference, metrics.features(rolls, LOWEST))
-        for rolls in (new, metrics.shuffled_columns(new), metrics.random_notes(new)))
-    for control in controls:
-        assert control["frechet"] > 10 * held_out["frechet"]
-        assert control["overlap"] < held_out["overlap"] - 0.1
-        assert control["value_overlap"] < held_out["value_overlap"] - 0.2
-        assert control["kld"] > 10 * held_out["kld"]
-
-
-def test_frechet_is_stable_for_small_sets():
-    table, control = (metrics.features(rolls, LOWEST) for rolls in (
-        music(400, 2), metrics.random_notes(music(400, 3))))
-    small, close = ([metrics.frechet(table, rolls[at : at + 10]) for at in range(0, 100, 10)]
-                    for rolls in (control, table))
-    assert np.allclose(small, metrics.frechet(table, control), rtol=0.5)
-    assert max(close) < min(small) / 3
 
 
 def test_fixed_places_by_hand():

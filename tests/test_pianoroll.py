@@ -39,7 +39,7 @@ def test_notes_become_the_roll_that_a_loop_paints_and_come_back(notes):
     assert np.array_equal(part, expected[21:127, :120])  # what lies outside is left out
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(note_lists(least=1), st.sampled_from([1, 2, 3, 4, 7, 12, 24]), st.floats(20, 300))
 def test_roll_to_midi_file_to_roll_is_exact(tmp_path_factory, notes, steps_per_beat, tempo):
     roll = PianoRoll(pianoroll.roll_of(notes, 128, 256), 0, steps_per_beat, tempo)

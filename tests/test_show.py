@@ -51,11 +51,6 @@ def test_low_notes_are_at_the_bottom_and_octaves_are_named():
     assert tuple(image.get_extent()) == (0, 32, -0.5, 127.5), "row 60 at pitch 60; in beats"
 
 
-def test_time_in_seconds_follows_the_tempo():
-    axis = show.figure_of(picture(tempo_bpm=60), seconds=True).axes[0]
-    assert axis.get_xlim() == (0, 32) and axis.get_xlabel() == "seconds"
-
-
 def test_a_figure_of_many_rolls_is_small_whatever_their_titles():
     noise = np.random.default_rng(8).random((8, 128, 128)) < 0.02
     pictures = np.where(noise, 200, 0).astype(np.uint8)

@@ -1,8 +1,8 @@
 """How much each improvement of notebook 02 helps, at equal minutes: writes runs/ablation.md.
 
-    python tests/ablation.py                             the whole table
-    python tests/ablation.py --minutes 0.02 --count 4 --sampling-steps 4 --size tiny --rows 2 \\
-        --output runs/trial.md                           a trial
+    python tests/benchmarks/ablation.py                  the whole table
+    python tests/benchmarks/ablation.py --minutes 0.02 --count 4 --sampling-steps 4 \\
+        --size tiny --rows 2 --output runs/trial.md      a trial
 
 The first row is the published recipe on the same network: a squared error on the noise, and a
 plain cosine schedule. Each further row is notebook 02 with one improvement more, from the same
@@ -23,8 +23,8 @@ import papermill
 import torch
 from torch.nn import functional as F
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 import notebook_code
 
 from utils import corpus, diffusion, files, metrics, pianoroll, training, unet
