@@ -106,7 +106,7 @@ def choose_pieces(midi_dir: str | Path, max_files: int = 0, seed: int = 0) -> li
     rank = {digest: hashlib.sha256(f"{seed}:{digest}".encode()).hexdigest() for digest in digests}
     order = sorted(set(itertools.compress(digests, whole)), key=rank.get)
     count = max(1, round(len(order) * VALID_SHARE)) if len(order) > 1 else 0
-    if folder.samefile(BUILTIN):  # the first of each style: 000_chorale_c-minor
+    if folder.resolve() == BUILTIN.resolve():  # the first of each style: 000_chorale_c-minor
         style = {digest: path.stem.partition("_")[2].partition("_")[0]
                  for digest, path in zip(digests, paths, strict=True)}
         order = sorted({style[digest]: digest for digest in reversed(order)}.values(),

@@ -113,7 +113,8 @@ def figure_of(pictures: PianoRoll | np.ndarray | Sequence,
             continue
         width = picture.pixels.shape[1]
         right = picture.seconds if seconds else width / picture.steps_per_beat
-        factor = -(-width // int(WIDTH_INCHES / columns * 2 * DPI))  # steps drawn as the loudest
+        factor = -(-width // int(WIDTH_INCHES / columns * 2 * DPI))  # steps that share a column:
+        # the loudest of them is drawn, so no onset is lost
         pixels = np.maximum.reduceat(picture.pixels, range(0, width, factor), axis=1)
         bottom = picture.lowest_pitch - 0.5
         axis.imshow(pixels, COLORS, aspect="auto", origin="lower", vmin=0, vmax=255,
