@@ -128,13 +128,13 @@ def gallery(song: edit.MidiPiece | None, columns: tuple[int, int],
     """One page: the song, and beside it the takes by seed, each with its new columns framed."""
     pieces, frames = [], []
     if song:
-        pieces.append(("your piece", song.picture, next(iter(takes.values()))[1], song.path))
+        pieces.append(("your piece", song.roll, next(iter(takes.values()))[1], song.path))
         frames.append("")
     for seed, (midi, _) in takes.items():
-        picture = edit.open_midi(midi).picture
-        begin, end = (min(edge / picture.pixels.shape[1], 1) for edge in columns)
-        start_s = edit.seconds_until(picture, max(columns[0] - LEAD_IN, 0))
-        pieces.append((f"{title}, seed {seed}", picture, midi.with_suffix(".wav"), midi))
+        roll = edit.open_midi(midi).roll
+        begin, end = (min(edge / roll.pixels.shape[1], 1) for edge in columns)
+        start_s = edit.seconds_until(roll, max(columns[0] - LEAD_IN, 0))
+        pieces.append((f"{title}, seed {seed}", roll, midi.with_suffix(".wav"), midi))
         frames.append(FRAME.format(start_s, begin, end - begin))
     show.gallery(pieces, path, f"{title}: the new notes lie in the frame")
     head, *articles = path.read_text("utf-8").replace("</body>", SCRIPT).split(PLAYHEAD)

@@ -192,7 +192,7 @@ def test_styles_are_learned_together(trained, fresh_run):
     """The trained run's images are one style, a copy of them the other."""
     saved = train(fresh_run, styles=f"one={trained}:4, two={fresh_run}:4")
     not_told, one, two = saved["network"]["style.weight"].abs().amax(dim=1)
-    assert min(not_told, one, two) > 0 and saved["about"]["pictures"] == 10
+    assert min(not_told, one, two) > 0 and saved["about"]["images"] == 10
 
 
 @pytest.mark.parametrize(("given", "said"), [
@@ -206,6 +206,6 @@ def test_parameters_that_do_not_fit_are_refused_in_one_line(trained_run, given, 
 def test_other_images_are_refused_in_one_line(trained_run):
     images = trained_run / "images" / "diffusion" / "train"
     (images / "4.png").unlink()
-    assert "another mean, pictures, std" in refusal(trained_run, resume=True)
+    assert "another images, mean, std" in refusal(trained_run, resume=True)
     pianoroll.save_png(pianoroll.PianoRoll(np.zeros((106, 300), np.uint8), 21), images / "a.png")
     assert "a.png: 106×300 pixels, not 128×128" in refusal(trained_run)

@@ -64,7 +64,7 @@ def test_07_measures_what_it_measured_before_and_says_what_that_means(report, im
     text, rows = report
     for (name, column), expected in STORED.items():
         assert float(rows[name][column]) == pytest.approx(expected, rel=1e-3), (name, column)
-    assert len(rows) == 7 and len({row["pictures"] for row in rows.values()}) == 1
+    assert len(rows) == 7 and len({row["images"] for row in rows.values()}) == 1
     assert all(np.isfinite(float(value)) for row in rows.values()
                for name, value in row.items() if name != "set" and value)
     features = rows_of(images / "report" / "features.csv")
@@ -97,7 +97,7 @@ def test_07_compares_this_runs_model_with_the_shipped_one_and_says_what_each_lea
     blank = pianoroll.PianoRoll(np.zeros((128, 128), np.uint8))
     pianoroll.save_png(blank, tmp_path / "samples" / "diffusion" / "0.png")
     files.write_json(tmp_path / "samples" / "generated_by.json", {"diffusion": "other.safetensors"})
-    text = executed("07", tmp_path, count=2, sampling_steps=2, max_pictures=5)
+    text = executed("07", tmp_path, count=2, sampling_steps=2, max_images=5)
     assert "/models/diffusion.safetensors, trained for 1,234 steps" in text
     assert "diffusion, shipped: data/models/diffusion.safetensors, trained for " in text
     assert f"the 1 images in {tmp_path.as_posix()}/samples are by other.safetensors: they" in text

@@ -172,8 +172,8 @@ def test_a_cell_may_take_as_long_as_a_training(parameters, limit_s, tmp_path, mo
 
 
 def test_a_grid_runs_each_in_its_folder_and_says_which_failed(tmp_path):
-    levels = pianoroll.roll_of(np.array([[0, 4, 60, 90]]), 128, 128)
-    pianoroll.save_png(pianoroll.PianoRoll(levels), tmp_path / "mine" / "good.png")
+    rolls = pianoroll.roll_of(np.array([[0, 4, 60, 90]]), 128, 128)
+    pianoroll.save_png(pianoroll.PianoRoll(rolls), tmp_path / "mine" / "good.png")
     done = subprocess.run(
         [sys.executable, "chain.py", "--run-dir", tmp_path, "--only", "05", "--grid",
          f"image_dir={tmp_path / 'mine'},{tmp_path / 'nowhere'}"], cwd=ROOT, capture_output=True,

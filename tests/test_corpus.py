@@ -179,7 +179,7 @@ def test_one_good_file_is_trained_on_whatever_lies_beside_it(tmp_path, bad, seed
     (tmp_path / "good.mid").write_bytes(hostile_midi.GOOD)
     (tmp_path / "bad.mid").write_bytes(bad)
     made = corpus.convert(tmp_path, tmp_path / "run", jobs=1, seed=seed)
-    assert made.pictures["diffusion/train"] == 1 and made.pictures["diffusion/valid"] == 0
+    assert made.images["diffusion/train"] == 1 and made.images["diffusion/valid"] == 0
     assert [source for source, _ in made.skipped] == ["bad.mid"]
 
 

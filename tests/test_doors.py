@@ -65,8 +65,8 @@ def test_takes_differ_where_they_are_new_and_the_page_frames_them(tmp_path, buil
         ".html", ".mid", ".mid", ".png", ".png", ".wav", ".wav", ".wav"]
 
     song = edit.open_midi(path)
-    old, (begin, end) = song.picture.pixels, song.bar_lines[[4, 6]]
-    one, two = (edit.open_midi(take).picture.pixels for take in out.glob("*.mid"))
+    old, (begin, end) = song.roll.pixels, song.bar_lines[[4, 6]]
+    one, two = (edit.open_midi(take).roll.pixels for take in out.glob("*.mid"))
     assert not np.array_equal(one[:, begin:end], two[:, begin:end])
     for roll in (one, two):
         assert np.array_equal(roll[:, :begin], old[:, :begin])

@@ -59,10 +59,10 @@ def test_notes_before_the_window_are_sustained_into_it():
 
 
 def test_what_is_saved_loads_as_it_was(tmp_path):
-    picture = canvas.piano_roll_of(DRAWN, 96)
-    path = canvas.save(picture, tmp_path, "../my <tune>")
+    roll = canvas.piano_roll_of(DRAWN, 96)
+    path = canvas.save(roll, tmp_path, "../my <tune>")
     assert path == tmp_path / "my_tune_1.mid"
-    assert canvas.save(picture, tmp_path, "my <tune>").name == "my_tune_2.mid"
+    assert canvas.save(roll, tmp_path, "my <tune>").name == "my_tune_2.mid"
     song = canvas.load_bytes("x/../tune.mid", path.read_bytes())
     assert sorted(row[:4] for row in song["notes"]) == sorted(row[:4] for row in DRAWN)
     assert song["tempo"] == pytest.approx(96) and song["steps"] == 128 and song["name"] == "tune"

@@ -95,7 +95,7 @@ def check_kept(piece, begin, end, rng, folder):
     changed = heard(piece.path) ^ heard(result.path)
     first, last = piece.tick(begin - 1), piece.tick(end + 1)
     assert all(start >= first and stop <= last for *_, start, stop in changed)
-    shown, after = result.picture.pixels[:, : kept.shape[1]], np.zeros_like(kept)
+    shown, after = result.roll.pixels[:, : kept.shape[1]], np.zeros_like(kept)
     after[:, : shown.shape[1]] = shown
     asked = kept + pianoroll.roll_of(notes, 128, kept.shape[1])
     assert not after[:, begin:end][asked[:, begin:end] == 0].any(), "nothing sounds unasked"

@@ -41,7 +41,7 @@ def test_a_run_over_odd_files_and_names_accounts_for_each(tmp_path):
     refused = {source for source, why in made.skipped if not why.startswith("a duplicate of")}
     assert refused == {f"{name}.mid" for name, (_, why) in hostile_midi.SMALL.items() if why}
     assert not any("\n" in why or "Error" in why for _, why in made.skipped)
-    images = sum(count for folder, count in made.pictures.items() if "diffusion" in folder)
+    images = sum(count for folder, count in made.images.items() if "diffusion" in folder)
     assert images >= len(names) and made.pieces == len(names) + len(hostile_midi.SMALL)
 
 

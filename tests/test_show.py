@@ -17,7 +17,7 @@ from utils.pianoroll import PianoRoll
 NOTES = np.array([[0, 8, 60, 127], [8, 8, 64, 20], [16, 112, 67, 80]])
 
 
-def picture(**facts) -> PianoRoll:
+def piano_roll(**facts) -> PianoRoll:
     return PianoRoll(pianoroll.roll_of(NOTES, 128, 128), **facts)
 
 
@@ -32,14 +32,14 @@ def wav(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def midi(tmp_path_factory):
-    return pianoroll.save_midi(picture(), tmp_path_factory.mktemp("midi") / "a b\u00e9.mid")
+    return pianoroll.save_midi(piano_roll(), tmp_path_factory.mktemp("midi") / "a b\u00e9.mid")
 
 
 # ---------------------------------------------------------------- look
 
 
 def test_low_notes_are_at_the_bottom_and_octaves_are_named():
-    axis = show.figure_of(picture()).axes[0]
+    axis = show.figure_of(piano_roll()).axes[0]
     low, high = axis.get_ylim()
     assert low < 60 and high > 67 and high - low <= 40, "the pitch axis is cut to what sounds"
     labels = [text.get_text() for text in axis.get_yticklabels()]
@@ -53,8 +53,8 @@ def test_low_notes_are_at_the_bottom_and_octaves_are_named():
 
 def test_a_figure_of_many_rolls_is_small_whatever_their_titles():
     noise = np.random.default_rng(8).random((8, 128, 128)) < 0.02
-    pictures = np.where(noise, 200, 0).astype(np.uint8)
-    data = show.png_of(show.figure_of(pictures, titles=["a $ \n title_{"] * 8))
+    rolls = np.where(noise, 200, 0).astype(np.uint8)
+    data = show.png_of(show.figure_of(rolls, titles=["a $ \n title_{"] * 8))
     assert len(data) <= 60_000 and Image.open(io.BytesIO(data)).width <= 900
 
 
@@ -76,7 +76,7 @@ def test_what_is_no_piano_roll_is_refused_in_words(wrong, words):
 def test_look_shows_once_and_describes_it(monkeypatch):
     shown = []
     monkeypatch.setattr(show, "display", shown.append)
-    assert show.look([picture(), picture()]) is None
+    assert show.look([piano_roll(), piano_roll()]) is None
     (image,) = shown
     assert image.data.startswith(b"\x89PNG") and image.alt == "Piano rolls with 3, 3 notes"
 
@@ -89,9 +89,9 @@ def test_silence_gets_a_line_in_place_of_a_player():
     assert "Silence" in shown and "<audio" not in shown
 
 
-@pytest.mark.parametrize("kind", ["picture", "midi", "wav"])
+@pytest.mark.parametrize("kind", ["piano roll", "midi", "wav"])
 def test_a_player_holds_its_sound(kind, request):
-    thing = picture() if kind == "picture" else request.getfixturevalue(kind)
+    thing = piano_roll() if kind == "piano roll" else request.getfixturevalue(kind)
     player = show.listen(thing, title="a tune").data
     assert len(player) < 90_000 and "a tune" in player
     data = re.search(r"data:audio/mpeg;base64,([^\"]+)", player)[1]
@@ -111,7 +111,7 @@ def test_a_long_sound_is_faded_out(wav):
 
 def test_gallery_is_one_page_that_needs_no_other_file_and_offers_each_midi(tmp_path, wav, midi):
     names = ["gan/sample_0001", "../-\u00e9t\u00e9 <b>\"'\n", "...", "x" * 300]
-    page = show.gallery([(name, picture(), wav, midi) for name in names], tmp_path / "g.html")
+    page = show.gallery([(name, piano_roll(), wav, midi) for name in names], tmp_path / "g.html")
     text = page.read_text(encoding="utf-8")
     sources = re.findall(r' src="([^"]+)"', text)
     assert len(sources) == 8 and all(source.startswith("data:") for source in sources)
@@ -131,7 +131,7 @@ def test_gallery_is_one_page_that_needs_no_other_file_and_offers_each_midi(tmp_p
     "\"><img src=x onerror=alert(1)>", "' onmouseover='alert(1) $pieces ${title} {label}",
     "</title></script><svg onload=alert(1)>", "a\nb\udcff\u202e"])
 def test_a_name_is_shown_as_text_wherever_it_stands(name, tmp_path, wav, midi):
-    page = show.gallery([(name, picture(source=name), wav, midi)], tmp_path / "g.html", title=name)
+    page = show.gallery([(name, piano_roll(source=name), wav, midi)], tmp_path / "g.html", name)
     shown = html.escape(show.one_line(name, 120))
     for text in (page.read_text(encoding="utf-8"), show.listen(wav, title=name).data):
         assert shown in text and ("<" not in name or name not in text)
@@ -139,7 +139,8 @@ def test_a_name_is_shown_as_text_wherever_it_stands(name, tmp_path, wav, midi):
 
 
 def test_gallery_pictures_have_a_pixel_for_a_step_and_low_notes_at_the_bottom():
-    image = np.asarray(Image.open(io.BytesIO(show.pixels_of(picture()))).convert("RGB")).astype(int)
+    png = Image.open(io.BytesIO(show.pixels_of(piano_roll())))
+    image = np.asarray(png.convert("RGB")).astype(int)
     bright = image.sum(axis=2)
     assert bright.shape[1] == 128
     lowest, highest = (np.flatnonzero(bright[:, c] > 250).max() for c in (0, 16))
@@ -147,5 +148,5 @@ def test_gallery_pictures_have_a_pixel_for_a_step_and_low_notes_at_the_bottom():
 
 
 def test_the_playhead_follows_tempo_changes():
-    one = picture(tempo_bpm=60, tempo_changes=((64, 120.0), (500, 30.0)))
+    one = piano_roll(tempo_bpm=60, tempo_changes=((64, 120.0), (500, 30.0)))
     assert show.seconds_and_steps(one) == [(0.0, 0), (16.0, 64), (24.0, 128)]

@@ -42,8 +42,8 @@ REQUEST = {"keep": [[0, 4, 60, 80, 0], [40, 8, 64, 90, 0], [-4, 10, 50, 70, 0]],
 def tiny():
     """An untrained network that generates more than silence, all of its parts at work."""
     torch.manual_seed(0)
-    levels = pianoroll.roll_of(np.array([[0, 4, 60, 80], [8, 4, 64, 90]]), 128, 128)[None]
-    new = unet.new(levels, "tiny")
+    rolls = pianoroll.roll_of(np.array([[0, 4, 60, 80], [8, 4, 64, 90]]), 128, 128)[None]
+    new = unet.new(rolls, "tiny")
     new.prior.fill_(-2)
     new.prior[:, :, 90:] = -20  # rows that stay silent
     new.config = dataclasses.replace(new.config, active_counts=(900, 700, 800),

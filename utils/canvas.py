@@ -57,7 +57,7 @@ class Canvas(anywidget.AnyWidget):
         self.on_msg(self._receive)
 
     @property
-    def picture(self) -> PianoRoll:
+    def roll(self) -> PianoRoll:
         """What is on the canvas, as a piano roll of at least eight bars."""
         return piano_roll_of(self.notes, self.song.get("tempo", 120.0))
 
@@ -177,7 +177,7 @@ def piano_roll_of(rows: list[list[int]], tempo_bpm: float) -> PianoRoll:
 
 
 def figure_of(rows: list[list[int]], title: str = "", selection: dict | None = None) -> Figure:
-    """A still picture of a canvas: your notes orange, the model's blue, the selection dashed."""
+    """A still image of a canvas: your notes orange, the model's blue, the selection dashed."""
     figure = show.figure_of(piano_roll_of(rows, 120), title, columns=1)
     axis = figure.axes[0]
     axis.images[0].set_visible(False)
@@ -188,6 +188,8 @@ def figure_of(rows: list[list[int]], title: str = "", selection: dict | None = N
         axis.add_patch(Rectangle((begin, low), selection["end"] / 4 - begin,
                                  selection["high"] + 0.5 - low, fill=False, linestyle="--",
                                  edgecolor="white", linewidth=1))
+        bottom, top = axis.get_ylim()
+        axis.set_ylim(min(bottom, low - 1), max(top, selection["high"] + 1.5))
     return figure
 
 
@@ -197,16 +199,16 @@ def load_song(path: str | Path, data: bytes | None = None) -> dict:
     `data` is that of `pianoroll.read_midi`. Raises `MusicError` where that does, and for a piece
     over `MOST_BARS` bars.
     """
-    picture = pianoroll.read_midi(Path(path).expanduser(), data=data)
-    lines = pianoroll.bar_lines_of(picture)
+    roll = pianoroll.read_midi(Path(path).expanduser(), data=data)
+    lines = pianoroll.bar_lines_of(roll)
     if len(lines) > MOST_BARS:
         raise MusicError(f"{Path(path).name}: {len(lines):,} bars, more than the {MOST_BARS} that "
                          "the canvas takes; cut the file first")
-    first, notes = int(lines[0]), pianoroll.notes_of(picture)
+    first, notes = int(lines[0]), pianoroll.notes_of(roll)
     notes = notes[notes[:, 0] >= first] - [first, 0, 0, 0]
-    steps = max(picture.pixels.shape[1] - first, WIDTH)
+    steps = max(roll.pixels.shape[1] - first, WIDTH)
     return {"notes": [[*row, YOU] for row in notes.tolist()], "steps": -(-steps // 16) * 16,
-            "lines": [int(line) - first for line in lines], "tempo": picture.tempo_bpm,
+            "lines": [int(line) - first for line in lines], "tempo": roll.tempo_bpm,
             "name": Path(path).stem}
 
 
@@ -215,8 +217,8 @@ def load_bytes(name: str, data: bytes) -> dict:
     return load_song(show.download_name(Path(name).stem), data)
 
 
-def save(picture: PianoRoll, folder: Path, name: str) -> Path:
+def save(roll: PianoRoll, folder: Path, name: str) -> Path:
     """Write a MIDI file under a number that is free: `drawn_1.mid`, `drawn_2.mid` and so on."""
     stem = Path(show.download_name(name)).stem
     paths = (folder / f"{stem}_{number}.mid" for number in itertools.count(1))
-    return pianoroll.save_midi(picture, next(path for path in paths if not path.exists()))
+    return pianoroll.save_midi(roll, next(path for path in paths if not path.exists()))

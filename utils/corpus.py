@@ -59,7 +59,7 @@ class Piece:
 class Summary:
     """What a conversion made: images by "preset/split", and (source, reason) of the skipped."""
 
-    pictures: dict[str, int]
+    images: dict[str, int]
     skipped: list[tuple[str, str]]
     pieces: int
 
@@ -231,10 +231,10 @@ def convert(midi_dir: str | Path, run_dir: str | Path, steps_per_beat: int = 4, 
     images = Path(run_dir).absolute() / "images"
     pieces = choose_pieces(midi_dir, max_files, seed)
     made = _convert_pieces(pieces, images, jobs, storage, steps_per_beat, hop)
-    if any(made.pictures.values()) and not any(made.pictures[f] for f in FOLDERS[::2]):
+    if any(made.images.values()) and not any(made.images[f] for f in FOLDERS[::2]):
         pieces = [replace(piece, split="train") for piece in pieces]  # all others gave nothing
         made = _convert_pieces(pieces, images, jobs, storage, steps_per_beat, hop)
-    if not any(made.pictures.values()):
+    if not any(made.images.values()):
         raise MusicError(f"{images / 'skipped.csv'}: none of {made.pieces} files became an image; "
                          "read the reasons there, then set midi_dir to other files")
     return made
@@ -330,12 +330,12 @@ def _convert_piece(piece: Piece, name: str, steps_per_beat: int, hop: int) -> li
     whole = pianoroll.read_midi(piece.path, steps_per_beat)
     rows, lines = [], pianoroll.bar_lines_of(whole)
     for preset in PRESETS.values():
-        for number, picture in enumerate(pianoroll.windows(whole, preset, hop, lines)):
-            digest = hashlib.blake2b(picture.pixels, digest_size=8, salt=preset.name.encode())
+        for number, roll in enumerate(pianoroll.windows(whole, preset, hop, lines)):
+            digest = hashlib.blake2b(roll.pixels, digest_size=8, salt=preset.name.encode())
             rows.append({"folder": f"{preset.name}/{piece.split}",
                          "file_name": f"{name}_{number:04d}.png", "source": piece.source,
-                         "start_step": picture.start_step, "tempo": round(picture.tempo_bpm, 3),
-                         "digest": digest.hexdigest(), "png": pianoroll.png_bytes(picture)})
+                         "start_step": roll.start_step, "tempo": round(roll.tempo_bpm, 3),
+                         "digest": digest.hexdigest(), "png": pianoroll.png_bytes(roll)})
     if not rows:
         raise MusicError("no note within the images' pitches; leave it out")
     return rows

@@ -44,7 +44,7 @@ class MidiPiece:
     midi: mido.MidiFile
     tracks: list[list[mido.Message]]
     notes: np.ndarray
-    picture: PianoRoll
+    roll: PianoRoll
     bar_lines: np.ndarray
 
     @property
@@ -74,7 +74,7 @@ def open_midi(path: str | Path) -> MidiPiece:
     path = Path(path)
     if path.is_dir():
         raise MusicError(f"{path}: is a folder; give one MIDI file in it")
-    picture = pianoroll.read_midi(path, STEPS_PER_BEAT)
+    roll = pianoroll.read_midi(path, STEPS_PER_BEAT)
     try:
         data = path.read_bytes()
         midi = mido.MidiFile(file=io.BytesIO(data[data.find(b"MThd") :]), clip=True)
@@ -89,11 +89,11 @@ def open_midi(path: str | Path) -> MidiPiece:
     notes = np.array(list(itertools.chain(*notes)))
     start, stop = (notes[:, [ON, OFF]] * STEPS_PER_BEAT / midi.ticks_per_beat + 0.5).astype(int).T
     notes = np.column_stack([notes, start, np.maximum(stop, start + 1)])
-    picture = replace(picture, pixels=_roll(notes, int(notes[:, STOP].max())))
+    roll = replace(roll, pixels=_roll(notes, int(notes[:, STOP].max())))
     drums = [message.time * STEPS_PER_BEAT // midi.ticks_per_beat for message in
              itertools.chain(*tracks) if message.type == "note_on" and message.channel == DRUMS]
-    return MidiPiece(path, midi, list(tracks), notes, picture,
-                     _bar_lines(picture, max([*drums, int(start.max())])))
+    return MidiPiece(path, midi, list(tracks), notes, roll,
+                     _bar_lines(roll, max([*drums, int(start.max())])))
 
 
 def _is_note(message: mido.Message) -> bool:
@@ -136,11 +136,11 @@ def _roll(notes: np.ndarray, steps: int) -> np.ndarray:
     return pianoroll.roll_of(np.stack([start, stop - start, pitch, velocity], 1), 128, steps)
 
 
-def _bar_lines(picture: PianoRoll, last_onset: int) -> np.ndarray:
+def _bar_lines(roll: PianoRoll, last_onset: int) -> np.ndarray:
     """The bar lines of a piece, and where its last bar ends: the last one in which a note or a drum
     begins, or that sounds to its middle."""
-    steps, signatures = max(picture.pixels.shape[1], last_onset + 1), list(picture.signatures)
-    lines = bars.bar_lines(pianoroll.notes_of(picture), steps, signatures)
+    steps, signatures = max(roll.pixels.shape[1], last_onset + 1), list(roll.signatures)
+    lines = bars.bar_lines(pianoroll.notes_of(roll), steps, signatures)
     own = bars.lines_of(signatures, steps + LONGEST_BAR)[: len(lines) + 1]
     lines = own if np.array_equal(lines, own[:-1]) else np.append(lines, lines[-1] + bars.BAR)
     if (np.diff(lines) == STEPS_PER_BEAT).all():  # no music has bars of one beat: four make a bar
@@ -149,9 +149,9 @@ def _bar_lines(picture: PianoRoll, last_onset: int) -> np.ndarray:
     return lines[:-1] if rings else lines
 
 
-def seconds_until(picture: PianoRoll, step: int) -> float:
+def seconds_until(roll: PianoRoll, step: int) -> float:
     """The second at which a column of a whole piece begins, by its tempo changes."""
-    changes = [(0, picture.tempo_bpm), *picture.tempo_changes, (max(step, 0) + 2**30, 1.0)]
+    changes = [(0, roll.tempo_bpm), *roll.tempo_changes, (max(step, 0) + 2**30, 1.0)]
     return sum(max(min(after, step) - at, 0) / STEPS_PER_BEAT * 60 / bpm
                for (at, bpm), (after, _) in itertools.pairwise(changes))
 
@@ -194,7 +194,7 @@ def choose_bars(piece: MidiPiece, mode: str, bars: int, first_bar: int = 0) -> t
     begin = end = int(lines[-1])
     if mode == "continue":
         end += bars * piece.bar_at(begin)
-    seconds = seconds_until(piece.picture, begin)
+    seconds = seconds_until(piece.roll, begin)
     seconds += (end - begin) / STEPS_PER_BEAT * 60 / tempo_after(piece)
     if seconds > audio.LONGEST_S:
         raise MusicError(f"{piece.path}: the result would last {seconds / 60:.0f} minutes, and "
@@ -210,7 +210,7 @@ def choose_bars(piece: MidiPiece, mode: str, bars: int, first_bar: int = 0) -> t
                          f"to {last_bar}, change bars or first_bar")
     end = int(lines[last_bar])
     if last_bar == count:  # its last notes may ring a little beyond it
-        end = max(end, piece.picture.pixels.shape[1])
+        end = max(end, piece.roll.pixels.shape[1])
     return max(int(lines[first_bar - 1]), 0), end
 
 
@@ -218,7 +218,7 @@ def tempo_after(piece: MidiPiece) -> float:
     """The beats a minute of bars that follow: the median of the last 16 bars, so that a ritardando
     at the end does not slow them."""
     end = int(piece.bar_lines[-1])
-    return statistics.median_low(pianoroll.tempo_at(piece.picture, step) for step in
+    return statistics.median_low(pianoroll.tempo_at(piece.roll, step) for step in
                                  range(max(end - 16 * piece.bar_at(end), 0), end))
 
 
@@ -237,7 +237,7 @@ def inside(piece: MidiPiece, begin: int, end: int) -> np.ndarray:
 
 def kept_roll(piece: MidiPiece, begin: int, end: int) -> np.ndarray:
     """The roll without the notes that give way, uint8 `[128, steps]`, to `end` at least."""
-    width = max(end, int(piece.bar_lines[-1]), piece.picture.pixels.shape[1])
+    width = max(end, int(piece.bar_lines[-1]), piece.roll.pixels.shape[1])
     return _roll(piece.notes[~inside(piece, begin, end)], width)
 
 

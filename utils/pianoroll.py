@@ -107,18 +107,18 @@ def snap(gray: np.ndarray) -> np.ndarray:
     return np.where(gray < 32, SILENCE, active).astype(np.uint8)
 
 
-def notes_of(picture: PianoRoll) -> np.ndarray:
+def notes_of(roll: PianoRoll) -> np.ndarray:
     """The notes in a piano roll, int32 `[N, 4]`: start, length, pitch, velocity; by pitch and
     start. A sustain without an onset is a note of velocity 64."""
-    roll = np.asarray(picture.pixels)
-    active = np.flatnonzero(roll >= 32)  # few pixels are
-    row, step = np.divmod(active, roll.shape[1])
-    pixel = snap(roll.ravel()[active])
+    pixels = np.asarray(roll.pixels)
+    active = np.flatnonzero(pixels >= 32)  # few pixels are
+    row, step = np.divmod(active, pixels.shape[1])
+    pixel = snap(pixels.ravel()[active])
     follows = (np.diff(active, prepend=-2) == 1) & (step > 0)  # the pixel to the left is active
     first = np.flatnonzero((pixel > SUSTAIN) | ~follows)  # of each note
     length = np.diff(first, append=len(active))
     velocity = np.where(pixel > SUSTAIN, pixel.astype(np.int32) - ONSET, VELOCITY_UNKNOWN)
-    return np.stack([step[first], length, row[first] + picture.lowest_pitch, velocity[first]],
+    return np.stack([step[first], length, row[first] + roll.lowest_pitch, velocity[first]],
                     axis=1).astype(np.int32)
 
 
@@ -243,13 +243,13 @@ def notes_in_ticks(score: symusic.Score) -> np.ndarray:
 # ---------------------------------------------------------------- bars and windows
 
 
-def bar_lines_of(picture: PianoRoll) -> np.ndarray:
+def bar_lines_of(roll: PianoRoll) -> np.ndarray:
     """The columns where the bars of a whole piece begin, int64, see `bars.bar_lines`."""
-    return bars.bar_lines(notes_of(picture), picture.pixels.shape[1], list(picture.signatures),
-                          picture.steps_per_beat)
+    return bars.bar_lines(notes_of(roll), roll.pixels.shape[1], list(roll.signatures),
+                          roll.steps_per_beat)
 
 
-def windows(picture: PianoRoll, preset: Preset, hop: int = 8, lines: np.ndarray | None = None,
+def windows(roll: PianoRoll, preset: Preset, hop: int = 8, lines: np.ndarray | None = None,
             min_notes: int = 1) -> list[PianoRoll]:
     """Cut a piece into images of the preset's size that begin on bar lines; the last is padded.
 
@@ -257,18 +257,18 @@ def windows(picture: PianoRoll, preset: Preset, hop: int = 8, lines: np.ndarray 
     whole bars: 8 is side by side, with less they overlap. `lines` are the piece's bar lines,
     `bar_lines_of` it by default. Windows with fewer than `min_notes` onsets are left out.
     """
-    low = preset.lowest_pitch - picture.lowest_pitch
-    rows = picture.pixels[max(low, 0) : max(low + preset.pitches, 0)]
+    low = preset.lowest_pitch - roll.lowest_pitch
+    rows = roll.pixels[max(low, 0) : max(low + preset.pitches, 0)]
     cut = []
-    for first in _window_starts(bar_lines_of(picture) if lines is None else lines, rows.shape[1],
+    for first in _window_starts(bar_lines_of(roll) if lines is None else lines, rows.shape[1],
                                 preset.steps, preset.steps * hop // 8):
         part = rows[:, max(first, 0) : first + preset.steps]
         if np.count_nonzero(part > SUSTAIN) >= min_notes:
             pixels = np.zeros((preset.pitches, preset.steps), dtype=np.uint8)
             pixels[max(-low, 0) :, max(-first, 0) :][: len(part), : part.shape[1]] = part
-            cut.append(replace(picture, pixels=pixels, lowest_pitch=preset.lowest_pitch,
-                               start_step=picture.start_step + first, tempo_changes=(),
-                               signatures=(), tempo_bpm=tempo_at(picture, first)))
+            cut.append(replace(roll, pixels=pixels, lowest_pitch=preset.lowest_pitch,
+                               start_step=roll.start_step + first, tempo_changes=(),
+                               signatures=(), tempo_bpm=tempo_at(roll, first)))
     return cut
 
 
@@ -282,31 +282,31 @@ def _window_starts(lines: np.ndarray, end: int, width: int, hop: int) -> list[in
     return starts
 
 
-def tempo_at(picture: PianoRoll, step: int) -> float:
+def tempo_at(roll: PianoRoll, step: int) -> float:
     """The tempo in beats a minute at a column of the roll."""
-    return next((bpm for at, bpm in reversed(picture.tempo_changes) if at <= step),
-                picture.tempo_bpm)
+    return next((bpm for at, bpm in reversed(roll.tempo_changes) if at <= step),
+                roll.tempo_bpm)
 
 
 # ---------------------------------------------------------------- piano roll → MIDI
 
 
-def to_midi(picture: PianoRoll, program: int = 0) -> pretty_midi.PrettyMIDI:
+def to_midi(roll: PianoRoll, program: int = 0) -> pretty_midi.PrettyMIDI:
     """A piano roll as MIDI: one instrument, its first tempo, every note exactly on the grid."""
-    step_s = 60 / picture.tempo_bpm / picture.steps_per_beat
-    resolution = picture.steps_per_beat * max(1, 480 // picture.steps_per_beat)
-    midi = pretty_midi.PrettyMIDI(resolution=resolution, initial_tempo=picture.tempo_bpm)
+    step_s = 60 / roll.tempo_bpm / roll.steps_per_beat
+    resolution = roll.steps_per_beat * max(1, 480 // roll.steps_per_beat)
+    midi = pretty_midi.PrettyMIDI(resolution=resolution, initial_tempo=roll.tempo_bpm)
     instrument = pretty_midi.Instrument(program=program, name="piano roll")
     instrument.notes = [
         pretty_midi.Note(velocity, pitch, start * step_s, (start + length) * step_s)
-        for start, length, pitch, velocity in notes_of(picture).tolist()]
+        for start, length, pitch, velocity in notes_of(roll).tolist()]
     midi.instruments.append(instrument)
     return midi
 
 
-def save_midi(picture: PianoRoll, path: str | Path) -> Path:
-    """Write `to_midi(picture)`, whole or not at all. Raises `MusicError` for a silent one."""
-    midi = to_midi(picture)
+def save_midi(roll: PianoRoll, path: str | Path) -> Path:
+    """Write `to_midi(roll)`, whole or not at all. Raises `MusicError` for a silent one."""
+    midi = to_midi(roll)
     if not midi.instruments[0].notes:
         raise MusicError(f"{path}: the piano roll is silent, so there is no MIDI to write")
     with atomic(path) as temporary:
@@ -317,19 +317,19 @@ def save_midi(picture: PianoRoll, path: str | Path) -> Path:
 # ---------------------------------------------------------------- piano roll ↔ PNG
 
 
-def png_bytes(picture: PianoRoll) -> bytes:
+def png_bytes(roll: PianoRoll) -> bytes:
     """A gray 8-bit PNG whose text chunks carry the roll's `FACTS`."""
     facts, png = PngInfo(), io.BytesIO()
     for name in FACTS:
-        facts.add_itxt(name, str(getattr(picture, name)))
-    Image.fromarray(picture.pixels).save(png, "PNG", pnginfo=facts, compress_level=1)
+        facts.add_itxt(name, str(getattr(roll, name)))
+    Image.fromarray(roll.pixels).save(png, "PNG", pnginfo=facts, compress_level=1)
     return png.getvalue()
 
 
-def save_png(picture: PianoRoll, path: str | Path) -> Path:
-    """Write `png_bytes(picture)`, whole or not at all."""
+def save_png(roll: PianoRoll, path: str | Path) -> Path:
+    """Write `png_bytes(roll)`, whole or not at all."""
     with atomic(path) as temporary:
-        temporary.write_bytes(png_bytes(picture))
+        temporary.write_bytes(png_bytes(roll))
     return Path(path)
 
 
@@ -371,12 +371,12 @@ def load_png(path: str | Path, data: bytes | None = None) -> PianoRoll:
 
 def _with_facts(path: Path, pixels: np.ndarray, facts: dict[str, str]) -> PianoRoll:
     try:
-        picture = PianoRoll(pixels, int(facts["lowest_pitch"]), int(facts["steps_per_beat"]),
+        roll = PianoRoll(pixels, int(facts["lowest_pitch"]), int(facts["steps_per_beat"]),
                             float(facts.get("tempo_bpm", 120)), facts.get("source", path.name),
                             int(facts.get("start_step", 0)))
-        if (0 <= picture.lowest_pitch <= 128 - len(pixels) and 4 <= picture.tempo_bpm <= 1000
-                and 1 <= picture.steps_per_beat <= 480):
-            return picture
+        if (0 <= roll.lowest_pitch <= 128 - len(pixels) and 4 <= roll.tempo_bpm <= 1000
+                and 1 <= roll.steps_per_beat <= 480):
+            return roll
     except ValueError:
         pass
     raise MusicError(f"{path}: its text chunks are damaged; make the image again")

@@ -72,10 +72,10 @@ def one_line(text: object, longest: int = 34) -> str:
     return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
-def active_rows(pictures: Sequence[PianoRoll]) -> tuple[int, int]:
+def active_rows(rolls: Sequence[PianoRoll]) -> tuple[int, int]:
     """The pitches (from, up to and without) that hold all that sounds, with a margin."""
     pitches = np.concatenate(
-        [p.lowest_pitch + np.flatnonzero(p.pixels.any(axis=1)) for p in pictures])
+        [p.lowest_pitch + np.flatnonzero(p.pixels.any(axis=1)) for p in rolls])
     if not len(pitches):
         return 48, 72
     low, high = int(pitches.min()) - MARGIN, int(pitches.max()) + MARGIN + 1
@@ -86,7 +86,7 @@ def active_rows(pictures: Sequence[PianoRoll]) -> tuple[int, int]:
 # ---------------------------------------------------------------- look
 
 
-def figure_of(pictures: PianoRoll | np.ndarray | Sequence,
+def figure_of(rolls: PianoRoll | np.ndarray | Sequence,
               titles: str | Sequence[str] | None = None, columns: int = 4,
               seconds: bool = False) -> Figure:
     """Draw piano rolls side by side, `columns` in a row, all with the same pitch axis.
@@ -94,29 +94,29 @@ def figure_of(pictures: PianoRoll | np.ndarray | Sequence,
     Low notes are at the bottom and each C is labelled. Time runs in beats, or in seconds at the
     roll's tempo. `titles` is one text or one for each roll; without it, a roll's source.
     """
-    pictures = as_rolls(pictures)
-    if not pictures:
+    rolls = as_rolls(rolls)
+    if not rolls:
         raise MusicError("no piano rolls to look at; check the folder they should come from")
     if titles is None:
-        titles = [Path(picture.source).stem for picture in pictures]
+        titles = [Path(roll.source).stem for roll in rolls]
     titles = [titles] if isinstance(titles, str) else list(titles)
-    columns = min(columns, len(pictures))
-    rows = -(-len(pictures) // columns)
-    low, high = active_rows(pictures)
+    columns = min(columns, len(rolls))
+    rows = -(-len(rolls) // columns)
+    low, high = active_rows(rolls)
     octaves = np.arange(-(-low // 12) * 12, high, 12 if high - low <= 84 else 24)
     figure = Figure(figsize=(WIDTH_INCHES, (2.2 if columns > 1 else 2.8) * rows + 0.25),
                     layout="constrained")
     axes = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
-    for i, (axis, picture) in enumerate(itertools.zip_longest(axes, pictures)):
-        if picture is None:
+    for i, (axis, roll) in enumerate(itertools.zip_longest(axes, rolls)):
+        if roll is None:
             axis.set_axis_off()
             continue
-        width = picture.pixels.shape[1]
-        right = picture.seconds if seconds else width / picture.steps_per_beat
+        width = roll.pixels.shape[1]
+        right = roll.seconds if seconds else width / roll.steps_per_beat
         factor = -(-width // int(WIDTH_INCHES / columns * 2 * DPI))  # steps that share a column:
         # the loudest of them is drawn, so no onset is lost
-        pixels = np.maximum.reduceat(picture.pixels, range(0, width, factor), axis=1)
-        bottom = picture.lowest_pitch - 0.5
+        pixels = np.maximum.reduceat(roll.pixels, range(0, width, factor), axis=1)
+        bottom = roll.lowest_pitch - 0.5
         axis.imshow(pixels, COLORS, aspect="auto", origin="lower", vmin=0, vmax=255,
                     interpolation="nearest" if pixels.shape[1] < 200 else "antialiased",
                     extent=(0, right, bottom, bottom + len(pixels)))
@@ -128,7 +128,7 @@ def figure_of(pictures: PianoRoll | np.ndarray | Sequence,
         axis.grid(color="white", alpha=0.13, linewidth=0.6)
         if i < len(titles) and titles[i]:
             axis.set_title(one_line(titles[i], 110 // columns), fontsize=9, parse_math=False)
-        if i + columns >= len(pictures):
+        if i + columns >= len(rolls):
             axis.set_xlabel("seconds" if seconds else "beats", fontsize=8)
     return figure
 
@@ -142,12 +142,12 @@ def png_of(figure: Figure) -> bytes:
     return small.getvalue()
 
 
-def look(pictures: PianoRoll | np.ndarray | Sequence, titles: str | Sequence[str] | None = None,
+def look(rolls: PianoRoll | np.ndarray | Sequence, titles: str | Sequence[str] | None = None,
          columns: int = 4, seconds: bool = False) -> None:
     """Show one piano roll or many in the notebook. For what the arguments mean see `figure_of`."""
-    pictures = as_rolls(pictures)
-    notes = ", ".join(str(int((p.pixels > pianoroll.SUSTAIN).sum())) for p in pictures)
-    show_figure(figure_of(pictures, titles, columns, seconds), f"Piano rolls with {notes} notes")
+    rolls = as_rolls(rolls)
+    notes = ", ".join(str(int((p.pixels > pianoroll.SUSTAIN).sum())) for p in rolls)
+    show_figure(figure_of(rolls, titles, columns, seconds), f"Piano rolls with {notes} notes")
 
 
 def show_figure(figure: Figure, alt: str = "") -> None:
@@ -174,18 +174,19 @@ def denoiser_figure(widths: Sequence[int], rows: int) -> Figure:
              ("depth-to-space", (3, 12 * rows, 128))]
     colors = {"residual": "orange", "attention": "lightgreen"}
     heights = [-1 if shape == coarse else 0 for _, shape in boxes]
-    figure = Figure(figsize=(WIDTH_INCHES, 3.7), layout="constrained")
+    figure = Figure(figsize=(WIDTH_INCHES, 2.9), layout="constrained")
     axis = figure.subplots()
     axis.plot(heights, color="0.4", zorder=0)  # it joins the boxes, from left to right
     for x, (name, shape) in enumerate(boxes):
-        axis.text(x, heights[x], f"{name}\n{' × '.join(map(str, shape))}", rotation=90, ha="center",
-                  va="center", fontsize=8, bbox={"boxstyle": "round,pad=0.3", "edgecolor": "0.4",
-                                                 "facecolor": colors.get(name, "lightblue")})
+        words = name.replace(" ", "\n").replace("-to", "-\nto").replace("\n+\n", " +\n")
+        axis.text(x, heights[x], f"{words}\n{'×'.join(map(str, shape))}", ha="center", va="center",
+                  fontsize=7.5, bbox={"boxstyle": "round,pad=0.25", "edgecolor": "0.4",
+                                      "facecolor": colors.get(name, "lightblue")})
     for start, end, y in ((3, 10, 0.48), (5, 8, -0.52)):  # from one residual block to another
         axis.annotate("", (end, y), (start, y), arrowprops={"arrowstyle": "->", "linestyle": "--"})
-        axis.text((start + end) / 2, y + 0.05, "skip: added", ha="center", fontsize=7)
+        axis.text((start + end) / 2, y + 0.05, "skip: added", ha="center", fontsize=8)
     axis.text(3, -1.1, "orange: scaled and shifted\nby noise level and labels", ha="right",
-              va="center", fontsize=7)
+              va="center", fontsize=8)
     axis.set(xlim=(-0.6, len(boxes) - 0.4), ylim=(-1.6, 0.85))
     axis.set_axis_off()
     return figure
@@ -247,22 +248,22 @@ def listen(thing: PianoRoll | np.ndarray | str | Path, title: str = "") -> HTML:
 # ---------------------------------------------------------------- gallery
 
 
-def seconds_and_steps(picture: PianoRoll) -> list[tuple[float, int]]:
+def seconds_and_steps(roll: PianoRoll) -> list[tuple[float, int]]:
     """Pairs (second, column) where the tempo changes, from the first column to the last."""
-    last = picture.pixels.shape[1]
-    changes = [(0, picture.tempo_bpm), *(c for c in picture.tempo_changes if 0 < c[0] < last)]
+    last = roll.pixels.shape[1]
+    changes = [(0, roll.tempo_bpm), *(c for c in roll.tempo_changes if 0 < c[0] < last)]
     pairs, second = [], 0.0
     for (step, bpm), (after, _) in itertools.pairwise([*changes, (last, 0)]):
         pairs.append((round(second, 3), step))
-        second += (after - step) * 60 / bpm / picture.steps_per_beat
+        second += (after - step) * 60 / bpm / roll.steps_per_beat
     return [*pairs, (round(second, 3), last)]
 
 
-def pixels_of(picture: PianoRoll) -> bytes:
+def pixels_of(roll: PianoRoll) -> bytes:
     """A piano roll as a colour PNG, a pixel for each step, low notes at the bottom, cropped."""
-    low, high = active_rows([picture])
-    low, high = max(low - picture.lowest_pitch, 0), max(high - picture.lowest_pitch, 1)
-    image = PILImage.fromarray(np.ascontiguousarray(picture.pixels[low:high][::-1]), mode="P")
+    low, high = active_rows([roll])
+    low, high = max(low - roll.lowest_pitch, 0), max(high - roll.lowest_pitch, 1)
+    image = PILImage.fromarray(np.ascontiguousarray(roll.pixels[low:high][::-1]), mode="P")
     image.putpalette((COLORS(np.arange(256))[:, :3] * 255).round().astype(np.uint8).tobytes())
     small = io.BytesIO()
     image.save(small, "PNG", optimize=True)
@@ -282,14 +283,14 @@ def gallery(pieces: Iterable[tuple[str, PianoRoll, str | Path, str | Path]], pat
     `pieces` holds title, piano roll, WAV file and MIDI file of each.
     """
     articles = []
-    for name, picture, wav_path, midi_path in pieces:
-        times, steps = seconds_and_steps(picture), picture.pixels.shape[1]
+    for name, roll, wav_path, midi_path in pieces:
+        times, steps = seconds_and_steps(roll), roll.pixels.shape[1]
         articles.append(ARTICLE.format(
             label=html.escape(one_line(name, 120)), file_name=download_name(name),
-            onsets=int((picture.pixels > pianoroll.SUSTAIN).sum()), seconds=times[-1][0],
-            tempo_bpm=picture.tempo_bpm, times=json.dumps(times),
+            onsets=int((roll.pixels > pianoroll.SUSTAIN).sum()), seconds=times[-1][0],
+            tempo_bpm=roll.tempo_bpm, times=json.dumps(times),
             style=f' style="min-width:{steps * 2}px"' if steps > 400 else "",  # it scrolls
-            image=data_uri(pixels_of(picture), "image/png"),
+            image=data_uri(pixels_of(roll), "image/png"),
             sound=data_uri(mp3_of(wav_path, GALLERY_SECONDS), "audio/mpeg"),
             midi=data_uri(Path(midi_path).read_bytes(), "audio/midi")))
     template = string.Template(Path(__file__).with_name("gallery.html").read_text("utf-8"))

@@ -256,7 +256,8 @@ class UNet(nn.Module):
             mask = known.to(x_t.dtype).expand_as(mask)
         if x_0_hat is None or not self.config.self_conditioning:
             x_0_hat = torch.zeros_like(x_t)
-        seen = torch.cat([x_t, 2 * torch.sigmoid(pixel_logits), 2 * x_0_hat, mask], dim=1)
+        pixel_probability = torch.sigmoid(pixel_logits)
+        seen = torch.cat([x_t, 2 * pixel_probability, 2 * x_0_hat, mask], dim=1)  # of like sizes
         change = self.context(seen, self.embed(log_snr, style, shift)).float()
         if known is not None:
             change = change.masked_fill(known, 0)

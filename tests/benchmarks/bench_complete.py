@@ -36,9 +36,9 @@ def in_key(pitches, scale):
     return float(np.mean(scale[pitches % 12])) if len(pitches) else float("nan")
 
 
-def silent_bars(levels):
+def silent_bars(pixels):
     """Share of bars of 4/4 in which nothing sounds."""
-    return np.mean([not levels[:, at : at + 16].any() for at in range(0, levels.shape[1], 16)])
+    return np.mean([not pixels[:, at : at + 16].any() for at in range(0, pixels.shape[1], 16)])
 
 
 def held_out(count):
@@ -48,7 +48,7 @@ def held_out(count):
     else:
         files = [p.path for p in corpus.choose_pieces("builtin") if p.split == "valid"]
     opened = (edit.open_midi(path) for path in files)
-    long_enough = (piece for piece in opened if piece.picture.pixels.shape[1] >= 256)
+    long_enough = (piece for piece in opened if piece.roll.pixels.shape[1] >= 256)
     return list(itertools.islice(long_enough, count))
 
 
@@ -92,22 +92,22 @@ def written(network, bars, seed=0, longest=inpaint.LONGEST):
         return heard(inpaint.inpaint(network, BLANK, 0, 16 * bars, open_end=True, seed=seed))
 
 
-def heard(levels):
-    """The picture of the notes that would be saved."""
-    notes = edit.new_notes(levels, np.zeros_like(levels), 0, levels.shape[1])
-    return roll_of(notes, 128, levels.shape[1])
+def heard(pixels):
+    """The piano roll of the notes that would be saved."""
+    notes = edit.new_notes(pixels, np.zeros_like(pixels), 0, pixels.shape[1])
+    return roll_of(notes, 128, pixels.shape[1])
 
 
-def lines_of(levels):
+def lines_of(pixels):
     """For each bar line: how much sounded before it, is held over it, starts at it; whether the bar
     after is silent; the leap between the mean pitches of both bars. float [lines, 5]."""
     rows = []
-    for at in range(16, levels.shape[1], 16):
-        before = levels[:, at - 1] > 0
-        one, two = (np.nonzero(levels[:, a : a + 16] > SUSTAIN)[0] for a in (at - 16, at))
+    for at in range(16, pixels.shape[1], 16):
+        before = pixels[:, at - 1] > 0
+        one, two = (np.nonzero(pixels[:, a : a + 16] > SUSTAIN)[0] for a in (at - 16, at))
         leap = abs(one.mean() - two.mean()) if len(one) and len(two) else np.nan
-        rows.append([before.sum(), (before & (levels[:, at] == SUSTAIN)).sum(),
-                     (levels[:, at] > SUSTAIN).sum(), not len(two), leap])
+        rows.append([before.sum(), (before & (pixels[:, at] == SUSTAIN)).sum(),
+                     (pixels[:, at] > SUSTAIN).sum(), not len(two), leap])
     return np.array(rows, float)
 
 
@@ -132,7 +132,7 @@ def compare(name, at, elsewhere):
 
 def seams(network, count):
     """Bar lines where a stretch begins, beside the same bar lines where none does: painted in
-    stretches of 3 and of 4 bars. Control: pictures painted alone, put side by side."""
+    stretches of 3 and of 4 bars. Control: piano rolls painted alone, put side by side."""
     found = {bars: np.stack([lines_of(written(network, 24, 1000 * number, 16 * bars))
                              for number in range(count)]) for bars in SEAMS}
     pick = {bars: np.array(lines) - 1 for bars, lines in SEAMS.items()}
@@ -150,8 +150,8 @@ def joins(chosen, filled_in):
     for piece, (begin, end, kept, notes) in zip(chosen, filled_in, strict=True):
         if set(np.diff(piece.bar_lines)) <= {4, 16}:
             new = np.maximum(kept, roll_of(notes, 128, kept.shape[1]))
-            found.append([lines_of(levels[:, begin - 16 : end + 16])
-                          for levels in (new, piece.picture.pixels)])
+            found.append([lines_of(pixels[:, begin - 16 : end + 16])
+                          for pixels in (new, piece.roll.pixels)])
     new, old = np.array(found).swapaxes(0, 1)  # [pieces, 9 lines, 5]
     compare("infill", new[:, [0, 8]], new[:, 1:8])
     compare("as it was", old[:, [0, 8]], old[:, 1:8])
@@ -167,9 +167,9 @@ if __name__ == "__main__":
     network = unet.load(MODEL / "diffusion.safetensors", device)
     written(network, 16)
     before, start_s = memory_mib(), time.perf_counter()
-    levels = written(network, BARS)
+    pixels = written(network, BARS)
     print(f"{BARS} bars: {time.perf_counter() - start_s:.0f} s, memory grew by "
-          f"{memory_mib() - before:.0f} MiB; silent bars {silent_bars(levels):.3f}")
+          f"{memory_mib() - before:.0f} MiB; silent bars {silent_bars(pixels):.3f}")
     chosen = held_out(COUNT)
     control = metrics.notes_of_set(diffusion.generate(network, 16), 0)[:, 3]
     suits(network, chosen, control, "continue")

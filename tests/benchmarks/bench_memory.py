@@ -31,9 +31,9 @@ def rows_of_music(count: int) -> list[dict]:
     for number in range(count):
         notes = np.stack([random.integers(0, 124, 90), random.integers(1, 9, 90),
                           random.integers(40, 90, 90), random.integers(40, 120, 90)], axis=1)
-        picture = pianoroll.PianoRoll(pianoroll.roll_of(notes, 128, 128))
+        roll = pianoroll.PianoRoll(pianoroll.roll_of(notes, 128, 128))
         rows.append({"file_name": f"{number:07d}.png", "source": "synthetic", "start_step": 0,
-                     "tempo": 120.0, "png": pianoroll.png_bytes(picture)})
+                     "tempo": 120.0, "png": pianoroll.png_bytes(roll)})
     return rows
 
 

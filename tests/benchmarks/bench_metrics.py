@@ -34,10 +34,10 @@ def timed(what, call):
     return result
 
 
-def with_muspy(levels):
+def with_muspy(rolls):
     """Five of our features, by MusPy; building its objects counts, as it would for a user."""
-    for i in range(len(levels)):
-        notes = metrics.notes_of_set(levels[i : i + 1], 0)
+    for i in range(len(rolls)):
+        notes = metrics.notes_of_set(rolls[i : i + 1], 0)
         notes = [muspy.Note(int(s), int(p), int(d), int(v)) for _, s, d, p, v in notes]
         piece = muspy.Music(resolution=4, tracks=[muspy.Track(notes=notes)])
         muspy.polyphony(piece)

@@ -1,4 +1,4 @@
-"""MIDI to pictures against pretty_midi, on the same files: `bench_midi.py [FOLDER] [--all]`.
+"""MIDI to images against pretty_midi, on the same files: `bench_midi.py [FOLDER] [--all]`.
 
 FOLDER holds collections of real MIDI, one a folder; fifty files of each are drawn by seed. Times
 are the best of three. `--all` also converts the whole of `maestro-v2.0.0` on two processes.
@@ -35,13 +35,13 @@ def gathered(paths: list[Path], folder: Path) -> Path:
 
 
 def convert(midi_dir: Path, jobs: int, storage: str = "png", place: Path | None = None) -> float:
-    """Seconds to convert into a fresh folder, both picture sizes, tables and all."""
+    """Seconds to convert into a fresh folder, both image sizes, tables and all."""
     with tempfile.TemporaryDirectory(dir=place) as run_dir:
         begin = time.perf_counter()
         made = corpus.convert(midi_dir, run_dir, jobs=jobs, storage=storage)
         took_s = time.perf_counter() - begin
-    print(f"    {storage}, {jobs} at a time: {made.pieces} files, {sum(made.pictures.values()):,} "
-          f"pictures, {len(made.skipped)} skipped, {took_s:.2f} s")
+    print(f"    {storage}, {jobs} at a time: {made.pieces} files, {sum(made.images.values()):,} "
+          f"images, {len(made.skipped)} skipped, {took_s:.2f} s")
     return took_s
 
 

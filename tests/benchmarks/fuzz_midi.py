@@ -2,7 +2,7 @@
 
 Each input is a real file of FOLDER with bytes flipped, lost, added, swapped or overwritten, or cut
 short. The reader runs in a child process with the limits of a conversion (`corpus.guarded`). It
-must give a picture or a `MusicError` for each; a crash, another exception or a timeout is a
+must give an image or a `MusicError` for each; a crash, another exception or a timeout is a
 finding: its bytes are kept under `runs/fuzz/`. The exit status is the number of findings.
 """
 
@@ -64,7 +64,7 @@ def main(folder: str, pool: ProcessPool, count: int = 20_000, seed: int = 0) -> 
         begin = time.perf_counter()
         try:
             corpus.guarded(pool, pianoroll.read_midi, str(target))
-            what = "picture"
+            what = "image"
         except MusicError as error:
             what = re.sub(r"[\d,]+", "N", str(error).removeprefix(f"{target}: "))
         if "the reader" in what:  # fails, crashes or takes too much
