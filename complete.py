@@ -159,6 +159,9 @@ def main(arguments: list[str] | None = None) -> int:
     title = ", ".join(filter(None, (stem, asked.mode)))
     folder = "_".join(filter(None, (stem[:40], asked.mode)))
     out = Path(asked.out or ROOT / "runs" / "complete" / folder).expanduser().absolute()
+    if out.is_file():
+        print(f"{out}: is a file; give --out a folder", file=sys.stderr)
+        return 2
     out.mkdir(parents=True, exist_ok=True)
     values |= {"model_dir": str(Path(asked.model_dir).expanduser().absolute()),
                "midi_file": str(path or "")}

@@ -9,6 +9,7 @@ import mido
 import numpy as np
 import pretty_midi
 import pytest
+import symusic
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mido import Message, MetaMessage
@@ -148,6 +149,23 @@ def test_an_unbalanced_restrike_is_opened_and_its_stray_note_off_cuts_no_new_not
     assert sorted(result.notes[:, KEY_ON_OFF].tolist()) == [later, [64, 480, 1440]]
 
 
+def in_order(path):
+    """(pitch, start, end) of the notes where each note-off ends the earliest note of its key."""
+    return sorted((note.pitch, note.time, note.time + note.duration)
+                  for track in symusic.Score(path).tracks for note in track.notes)
+
+
+def test_a_key_struck_twice_and_released_twice_stays_so_for_readers_of_either_kind(tmp_path):
+    first = [(60, at, at + 480) for at in range(0, 7680, 1920)]
+    second = [(60, at + 240, at + 720) for at in range(0, 7680, 1920)]
+    piece = opened(tmp_path, [event for one in (*first, *second) for event in note(*one)])
+    assert in_order(replaced(piece, [], 0, 0, tmp_path).path) == sorted(first + second)
+    result = replaced(piece, [[20, 4, 60, 90]], 16, 32, tmp_path)
+    assert in_order(result.path) == sorted(
+        one for one in (*first, *second, (60, 2400, 2880)) if not 1920 <= one[1] < 2400)
+    assert len(pianoroll.notes_of(pianoroll.read_midi(result.path))) == 7
+
+
 def test_a_note_that_reaches_over_the_edge_stays_whole_and_new_ones_make_room(tmp_path):
     piece = opened(tmp_path, [*note(60, 1440, 2400), *note(62, 2400, 2880), *note(64, 7600, 7680)])
     result = replaced(piece, [[16, 4, 70, 80], [22, 2, 60, 80]], 16, 32, tmp_path)
@@ -200,6 +218,12 @@ def test_the_time_signature_decides_how_long_a_bar_is(signature, steps, tmp_path
     begin, end = edit.choose_bars(piece, "continue", 3)
     assert piece.bar_at(0) == steps and end - begin == 3 * steps
     assert edit.choose_bars(piece, "infill", 1, 2) == (steps, 2 * steps)
+
+
+def test_no_bars_are_all_from_the_first_one_on(tmp_path):
+    piece = opened(tmp_path, quarters(16))
+    assert edit.choose_bars(piece, "vary", 0, 3) == (32, 64)
+    assert edit.choose_bars(piece, "accompany", 0) == edit.choose_bars(piece, "vary", 8) == (0, 64)
 
 
 # ---------------------------------------------------------------- what is refused

@@ -97,8 +97,10 @@ ON, OFF, DRUM = b"\x90\x3c\x40", b"\x80\x3c\x40", b"\x99\x28\x40"
 @pytest.mark.parametrize(("events", "expected"), [
     ([(0, ON), (480, ON), (480, OFF), (480, ON), (480, OFF)], [[0, 4], [4, 4], [12, 4]]),
     ([(0, ON), (480, OFF), (480, ON), (960, b"\xb0\x01\x01")], [[0, 4], [8, 8]]),
+    ([(0, ON), (240, ON), (240, OFF)] * 3, [[start, 2] for start in range(0, 12, 2)]),
     ([(0, DRUM), (0, ON), (480, OFF)], [[0, 4]])],
-    ids=["struck again before its note-off", "never released", "drums are left out"])
+    ids=["struck again before its note-off", "never released", "one note-off for two, three times",
+         "drums are left out"])
 def test_no_note_is_lost(tmp_path, events, expected):
     assert pianoroll.notes_of(read(tmp_path, *events))[:, :2].tolist() == expected
 

@@ -26,7 +26,8 @@ STEPS_PER_BEAT = 4
 LONGEST_BAR = 16 * 255  # columns: a time signature of 255/1
 LOWEST, HIGHEST = 21, 108  # the keys of a piano: new notes stay within
 DRUMS, PEDAL = 9, 64  # the channel (counted from 0), the control change
-TRACK, CHANNEL, PITCH, VELOCITY, ON, OFF, ON_INDEX, OFF_INDEX, START, STOP = range(10)
+TRACK, CHANNEL, PITCH, VELOCITY, ON, OFF, PAIR, ON_INDEX, OFF_INDEX, PAIR_INDEX, START, STOP = (
+    range(12))
 CHORD = re.compile(r"N|[A-G][#b]?(:\S+|(maj|min|m|M|dim|aug|sus|add|[-+°ø#b0-9()])*(/\S+)?)")
 
 
@@ -35,8 +36,9 @@ class MidiPiece:
     """A MIDI file with all its messages, its notes (without drums), its piano roll and its bars.
 
     `tracks` are lists of messages whose `time` is the tick, counted from the beginning. `notes` is
-    int64 `[N, 10]`: track, channel, pitch, velocity, start and end in ticks, where its two messages
-    stand in the track, start and end in steps. `bar_lines` are the steps where bars begin, int64
+    int64 `[N, 12]`: track, channel, pitch, velocity; in ticks its start, its end, and the note-off
+    that pairs with it where note-offs end notes in their order; where these three messages stand in
+    the track; start and end in steps. `bar_lines` are the steps where bars begin, int64
     `[bars + 1]`: the first may be negative, the last is where the piece ends.
     """
 
@@ -105,26 +107,34 @@ def _read_track(number: int, track: mido.MidiTrack) -> tuple[list[mido.Message],
     the track's number to the index of the note-off as in `MidiPiece.notes`.
 
     A note-off ends all notes of its key that began before it, as on a piano (and in pretty_midi).
-    One that ends nothing is left out; a note that is never released ends with the track.
+    Other readers let each note-off end the earliest note of its key, so a note-off that ends
+    nothing stays as long as the note that it is for. One without such a note is left out; a note
+    that is never released ends with the track.
     """
-    messages, notes, active, tick = [], [], collections.defaultdict(list), 0
+    messages, notes, tick = [], [], 0
+    active, unpaired = collections.defaultdict(list), collections.defaultdict(list)
     for message in track:
         tick += message.time
         if _is_note(message):
             key = message.channel, message.note
             if message.type == "note_on" and message.velocity:
-                active[key].append([number, *key, message.velocity, tick, 0, len(messages), 0])
-                notes.append(active[key][-1])
+                notes.append([number, *key, message.velocity, tick, 0, 0, len(messages), 0, 0])
+                active[key].append(notes[-1])
+                unpaired[key].append(notes[-1])
             else:
                 ended = [note for note in active[key] if note[ON] < tick] or active[key][:1]
-                if not ended:
+                if not unpaired[key]:
                     continue
                 for note in ended:
                     note[OFF], note[OFF_INDEX] = tick, len(messages)
                     active[key].remove(note)
+                pair = unpaired[key].pop(0)
+                pair[PAIR], pair[PAIR_INDEX] = tick, len(messages)
         messages.append(message.copy(skip_checks=True, time=tick))
+    for note in itertools.chain(*unpaired.values()):
+        note[PAIR], note[PAIR_INDEX] = note[OFF], note[OFF_INDEX]
     for note in itertools.chain(*active.values()):
-        note[OFF], note[OFF_INDEX] = tick, len(messages)
+        note[OFF], note[OFF_INDEX] = note[PAIR], note[PAIR_INDEX] = tick, len(messages)
         messages.append(mido.Message("note_off", channel=note[CHANNEL], note=note[PITCH],
                                      time=tick))
     return messages, notes
@@ -170,7 +180,7 @@ def chord_markers(piece: MidiPiece) -> list[tuple[int, str]]:
 def check(mode: str, **numbers: float) -> None:
     """Raise `MusicError` for an unknown mode or a number out of its `LIMITS`.
 
-    0 bars are the whole piece, for "vary" and "accompany".
+    0 bars are all bars from `first_bar` on, for "vary" and "accompany".
     """
     if mode not in MODES:
         raise MusicError(f"mode {mode!r}; choose one of {', '.join(MODES)}")
@@ -185,9 +195,10 @@ def check(mode: str, **numbers: float) -> None:
 def choose_bars(piece: MidiPiece, mode: str, bars: int, first_bar: int = 0) -> tuple[int, int]:
     """The columns of the new bars, from and up to. Bars count from 1.
 
-    `first_bar` 0 takes the middle for "infill" and the whole piece for "vary" and "accompany";
-    "continue" begins after the last bar that sounds. Raises `MusicError` for a range outside the
-    piece, and for a result that lasts too long to be rendered.
+    `first_bar` 0 takes the middle for "infill" and the whole piece for "vary" and "accompany",
+    where `bars` 0 takes all bars from `first_bar` on; "continue" begins after the last bar that
+    sounds. Raises `MusicError` for a range outside the piece, and for a result that lasts too long
+    to be rendered.
     """
     check(mode, bars=bars)
     lines, count = piece.bar_lines, piece.bars
@@ -201,8 +212,9 @@ def choose_bars(piece: MidiPiece, mode: str, bars: int, first_bar: int = 0) -> t
                          f"{audio.LONGEST_S // 60} is the most; choose fewer bars, or cut the file")
     if mode == "continue":
         return begin, end
-    if mode in ("vary", "accompany") and first_bar == 0:
-        first_bar, bars = 1, count
+    if mode in ("vary", "accompany") and 0 in (first_bar, bars):
+        first_bar = first_bar or 1
+        bars = count - first_bar + 1
     first_bar = first_bar or max((count - bars) // 2, 0) + 1
     last_bar = first_bar + bars - 1
     if first_bar < 1 or last_bar > count:
@@ -330,8 +342,8 @@ def add_track(piece: MidiPiece, notes: np.ndarray, program: int = 0, name: str =
 
 def _places(notes: np.ndarray) -> set[tuple[int, int]]:
     """(track, index) of the messages of notes."""
-    return {(track, index) for track, *both in notes[:, [TRACK, ON_INDEX, OFF_INDEX]].tolist()
-            for index in both}
+    columns = [TRACK, ON_INDEX, OFF_INDEX, PAIR_INDEX]
+    return {(track, index) for track, *places in notes[:, columns].tolist() for index in places}
 
 
 def _place(piece: MidiPiece, notes: list[list[int]], kept: np.ndarray) -> list[tuple[int, ...]]:
@@ -344,7 +356,7 @@ def _place(piece: MidiPiece, notes: list[list[int]], kept: np.ndarray) -> list[t
         first, last = piece.tick(start), piece.tick(start + length)
         others = kept[kept[:, PITCH] == pitch]
         before = others[:, ON] <= first
-        on = max([first, *others[before, OFF].tolist()])
+        on = max([first, *others[before, OFF], *others[before, PAIR]])
         off = min([last, *others[~before, ON].tolist()])
         if on < off and on - first <= piece.tick(1) / 2:
             far = abs(piece.notes[:, PITCH] - pitch) + abs(piece.notes[:, START] - start) / 4

@@ -24,6 +24,7 @@ VELOCITY_BLACK_AND_WHITE = 100  # black-and-white images hold no loudness
 MAX_STEPS = 2**19  # 18 hours of sixteenths at 120 bpm; longer files are damaged
 MAX_TRACKS = 4096
 MAX_BYTES = 2**23  # of a MIDI file; more is no piece of music
+LATE = 2**27  # ticks, more than any piece has
 FACTS = ("lowest_pitch", "steps_per_beat", "tempo_bpm", "source", "start_step")  # in a PNG
 LOWEST_PITCH_OF_ROWS = {128: 0, 106: 21}  # for images that carry no facts of their own
 PLANE_ACTIVE, PLANE_ONSET = 0.5, 0.25  # thresholds of `from_planes`
@@ -159,8 +160,10 @@ def open_midi(path: str | Path, data: bytes | None = None) -> symusic.Score:
     try:
         if (Path(path).stat().st_size if data is None else len(data)) > MAX_BYTES:
             raise MusicError(f"over {MAX_BYTES >> 20} MiB, more than any piece needs; leave it out")
-        data = with_note_offs(Path(path).read_bytes() if data is None else data)
-        score = symusic.Score.from_midi(data, sanitize_data=True)  # without it, it may crash
+        data = Path(path).read_bytes() if data is None else data
+        score = symusic.Score.from_midi(with_note_offs(data), sanitize_data=True)  # else may crash
+        if any(track.end() >= LATE for track in score.tracks):  # notes that are never released
+            score = symusic.Score.from_midi(with_note_offs(data, 256, 0), sanitize_data=True)
     except MusicError as reason:
         raise MusicError(f"{path}: {reason}") from None
     except OSError as error:
@@ -200,18 +203,19 @@ def read_chunks(data: bytes) -> tuple[bytes, list[bytes]]:
     return header, tracks
 
 
-def with_note_offs(data: bytes) -> bytes:
-    """The same MIDI file with a note-off for every key at each track's end: symusic drops notes
-    that have none. Raises what `read_chunks` raises."""
+def with_note_offs(data: bytes, times: int = 1, late: int = LATE) -> bytes:
+    """The same MIDI file with `times` note-offs for every key, `late` ticks after each track's end:
+    symusic drops a note that has none, and such a note is now one that ends late. `late` is 0 or
+    `LATE`. Raises what `read_chunks` raises."""
     keys = b"".join(bytes([key, 0, 0]) for key in range(128))  # key, velocity, ticks to the next
-    end = b"\xff\x2f\x00"
+    end, wait = b"\xff\x2f\x00", b"\xff\1\0" + (b"\xc0\x80\x80\0" if late else b"\0")
     header, tracks = read_chunks(data)
     count = min(len(tracks), 65535).to_bytes(2)
     parts = [b"MThd\0\0\0\6", header[:2], count, header[4:]]
     for body in tracks:
         status = [bytes([0x80 | channel]) for channel in range(16) if 0x90 | channel in body]
         body = body.removesuffix(end) if body.endswith(end) else body + b"\0"
-        body += b"".join(note_off + keys for note_off in status) + end
+        body += wait + b"".join(note_off + times * keys for note_off in status) + end
         parts.append(b"MTrk" + len(body).to_bytes(4) + body)
     return b"".join(parts)
 
