@@ -35,7 +35,8 @@ FREELY = np.random.default_rng(0).integers([0, 1, 30, 64], [1000, 9, 90, 65], (9
 
 @pytest.mark.parametrize(("notes", "signatures", "bar"), [
     (song(), [(0, 4, 4)], 16), (WALTZ, [(0, 3, 4)], 12), (song(1, first=3), [], 16),
-    (FREELY, [], 16)], ids=["in agreement", "a waltz", "few notes", "played freely"])
+    (FREELY, [], 16), (song(first=3), [(0, 6, 8)], 12)],
+    ids=["in agreement", "a waltz", "few notes", "played freely", "bars of eighths"])
 def test_bars_of_the_file_stay_unless_the_notes_contradict_them(notes, signatures, bar):
     notes = np.array(notes)
     steps = int((notes[:, 0] + notes[:, 1]).max())

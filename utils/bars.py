@@ -28,11 +28,13 @@ def bar_lines(notes: np.ndarray, steps: int, signatures: list[tuple[int, int, in
     `notes` is int `[N, 4]` as in `pianoroll.notes_of`, `steps` the length of the piece in columns,
     `signatures` are as in `lines_of`. The file's own bars are kept unless they are single beats or
     the notes contradict them; then they are bars of 4/4, and the first may begin before column 0.
-    With few notes, or where it is played freely, a piece keeps the bars of its file.
+    With few notes, with bars of eighth notes such as 6/8, or where it is played freely, a piece
+    keeps the bars of its file.
     """
     own = lines_of(signatures, steps, steps_per_beat)
     fine = steps_per_beat // 4
-    if steps_per_beat % 4 or len(notes) < FEW_NOTES:
+    in_eighths = any(denominator >= 8 for _, _, denominator in signatures)  # 6/8, 3/8
+    if steps_per_beat % 4 or len(notes) < FEW_NOTES or in_eighths:
         return own
     sixteenths = np.asarray(notes) // [fine, fine, 1, 1]
     score = scores(sixteenths, -(-steps // fine))
@@ -66,8 +68,6 @@ def lines_of(signatures: list[tuple[int, int, int]], steps: int, steps_per_beat:
 def _contradict(score: np.ndarray, beats: np.ndarray, best: np.ndarray, own: np.ndarray) -> bool:
     """Whether the notes contradict the bars `own` and fit the bars `best`, of 4/4."""
     length = np.median(np.diff(own))
-    if length % 4:  # 3/8, 5/8, 7/8: bars that quarter notes do not fill
-        return False
     if length == BAR:
         return score[best].mean() - score[own[own < len(score)]].mean() > MARGIN
     return beats.max() - beats[int(np.median(own % 4))] > MARGIN  # 3/4, 2/4: the beat alone
