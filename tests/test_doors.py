@@ -41,6 +41,7 @@ def command(*arguments, **given):
     (["song.mid", "--mode", "infil"], "mode 'infil'; choose one of continue, infill, vary"),
     (["song.mid", "--takes", "0"], "--takes is 0; choose 1 to 99"),
     (["song.mid", "--bars", "x"], "argument --bars: invalid int value: 'x'"),
+    (["--mode", "long", "--out", __file__], "test_doors.py: is a file; give --out a folder"),
     (["nowhere.mid"], "nowhere.mid: no such file")])
 def test_a_mistake_is_refused_in_one_line_before_anything_runs(arguments, line, monkeypatch,
                                                                tmp_path, capsys):

@@ -251,9 +251,9 @@ def one_track(events):
 
 
 @pytest.mark.parametrize(("data", "said"), [
-    (one_track(b"\0\xff\x59\x02\x08\0"), "save it anew"),  # a key of eight sharps
-    (one_track(b"\0\xff\x60\x01\0"), "save it anew"),  # mido would forget its time
-    (hostile_midi.GOOD.replace(b"\0\x01\0\x01", b"\0\x01\0\0", 1), "save it anew"),  # 0 tracks
+    (one_track(b"\0\xff\x59\x02\x08\0"), "save it again"),  # a key of eight sharps
+    (one_track(b"\0\xff\x60\x01\0"), "save it again"),  # mido would forget its time
+    (hostile_midi.GOOD.replace(b"\0\x01\0\x01", b"\0\x01\0\0", 1), "save it again"),  # 0 tracks
     (hostile_midi.SMALL["drums_alone"][0], "no notes .drums are left out"),
     (None, "no such file")])
 def test_files_that_cannot_be_edited_say_why(data, said, tmp_path):

@@ -100,7 +100,7 @@ def midi_to_wav(midi_path: str | Path, wav_path: str | Path,
 
 
 def playable(midi_path: str | Path) -> tuple[bytes, float]:
-    """A MIDI file written anew as one track at one tempo, and the second when its last note ends.
+    """A MIDI file written again as one track at one tempo, and the second when its last note ends.
 
     A second after that note all is released, since FluidSynth would hold a note for ever; 3 s after
     it the track ends, so that the note can die away. Raises `MusicError` where

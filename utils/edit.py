@@ -86,7 +86,7 @@ def open_midi(path: str | Path) -> MidiPiece:
             raise ValueError("not one piece in beats, or with messages whose time mido forgets")
     except Exception:  # mido raises many kinds
         raise MusicError(f"{path}: damaged or of an odd kind, it cannot be changed without loss; "
-                         "save it anew with a music program first") from None
+                         "save it again with a music program first") from None
     tracks, notes = zip(*itertools.starmap(_read_track, enumerate(midi.tracks)), strict=True)
     notes = np.array(list(itertools.chain(*notes)))
     start, stop = (notes[:, [ON, OFF]] * STEPS_PER_BEAT / midi.ticks_per_beat + 0.5).astype(int).T

@@ -3,7 +3,7 @@
     python tests/benchmarks/bench_bars.py POP909 [--fit]
 
 POP909 holds NNN.mid and beats/NNN.txt (second, beat, downbeat). With --fit the weights of
-`utils.bars` are fitted anew on songs 001 to 720 and printed; all figures are of songs 721 on.
+`utils.bars` are fitted again on songs 001 to 720 and printed; all figures are of songs 721 on.
 """
 
 import argparse
